@@ -1,0 +1,244 @@
+"""One folder is one model: weights, programs, schema, codec, calibration, and a card to read.
+
+    manifest.json       format, versions, data fingerprint, sha256 and size of every other file
+    config.json         the resolved options of the fit
+    schema.json         columns of the table
+    codec.json          fitted transformation
+    calibration.json    what normal rows score
+    model.json          shape of the network, the process, and how fitting went
+    weights.safetensors tensors of the programs
+    card.md             the same for people
+
+Written to a temporary folder and renamed, so there is an old model or a new one, never half of one. Read with every
+hash checked before anything is parsed. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import sys
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from tabdiff.codec import Codec
+from tabdiff.config import FitConfig
+from tabdiff.errors import BundleError, TabdiffError
+from tabdiff.schema import Schema
+from tabdiff.sources import atomic_folder
+
+FORMAT = 1
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_REQUIRED = ("config.json", "schema.json", "codec.json", "calibration.json", "model.json", "weights.safetensors", "card.md")
+_VERSIONED = ("numpy", "polars", "torch", "scikit-learn", "onnxruntime", "onnxruntime-gpu")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A fitted model at rest.
+
+    Attributes:
+        config: resolved options of the fit.
+        schema, codec: the table and how it becomes arrays.
+        calibration: plain values of `scoring.Calibration`.
+        model: plain values: network shape, process, report of the fit.
+        tensors: named arrays of the programs.
+        fingerprint: sha256 of the training table.
+        manifest: as read from disk; empty for a model that was not stored yet.
+    """
+
+    config: FitConfig
+    schema: Schema
+    codec: Codec
+    calibration: dict[str, Any]
+    model: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+    fingerprint: str
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write the folder, replacing a model that is already there.
+
+        Raises:
+            SourceError: the folder cannot be written; nothing is left behind.
+        """
+        files = {
+            "config.json": _dump(self.config.model_dump()),
+            "schema.json": _dump(self.schema.to_json()),
+            "codec.json": _dump(self.codec.to_json()),
+            "calibration.json": _dump(self.calibration),
+            "model.json": _dump(self.model),
+            "weights.safetensors": save_tensors(self.tensors),
+            "card.md": self.card().encode(),
+        }
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "tabdiff": metadata.version("tabdiff"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "platform": sys.platform,
+            "packages": _versions(),
+            "fingerprint": self.fingerprint,
+            "seed": self.config.train.seed,
+            "files": {name: _describe(content) for name, content in files.items()},
+        }
+        manifest["digest"] = _digest(manifest)
+        files["manifest.json"] = _dump(manifest)
+        with atomic_folder(path) as folder:
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+
+    @classmethod
+    def read(cls, path: Path) -> Bundle:
+        """Read a folder that `write` made, checking every file against the manifest first.
+
+        Raises:
+            BundleError: a file is missing, altered or unreadable, or of a newer format. Names the file.
+        """
+        manifest = _read_manifest(path)
+        content = {name: _read_checked(path, name, entry) for name, entry in manifest["files"].items()}
+        try:
+            config = FitConfig.model_validate(json.loads(content["config.json"]))
+            schema = Schema.from_json(json.loads(content["schema.json"]))
+            return cls(
+                config,
+                schema,
+                Codec.from_json(json.loads(content["codec.json"]), schema),
+                json.loads(content["calibration.json"]),
+                json.loads(content["model.json"]),
+                load_tensors(content["weights.safetensors"]),
+                manifest["fingerprint"],
+                manifest,
+            )
+        except (ValueError, KeyError, TypeError, IndexError, ValidationError, SafetensorError, TabdiffError) as error:
+            raise BundleError(
+                f"the model {str(path)!r} passes its checksums but cannot be understood: {type(error).__name__}: {error}. "
+                f"It was written by tabdiff {manifest.get('tabdiff')}; fit it again with this version."
+            ) from error
+
+    def card(self) -> str:
+        """What a person should know before using the model."""
+        report, score = self.model["report"], self.config.score
+        rows = "\n".join(
+            f"| {_cell(column.name)} | {column.kind} | {column.role} |" for column in self.schema.columns
+        )
+        memory = self.tensors["score.memory"].shape[0] if "score.memory" in self.tensors else 0
+        privacy = (
+            f"**This folder contains {memory} standardised training rows** (the kernel denoiser compares rows with them). "
+            "Fit with `score.kernel_rows=0` for a model that carries none."
+            if memory
+            else "This folder contains no training rows."
+        )
+        return f"""# Model card
+
+A diffusion model of a table with {len(self.codec.columns)} modelled columns. It scores how abnormal a row is, says which
+columns carry the score and what they should have been, and draws synthetic rows.
+
+| | |
+|---|---|
+| training rows | {report["train_rows"]} |
+| held-out rows (early stop, calibration) | {report["held_out_rows"]} |
+| gradient steps | {report["steps"]} of {report["planned_steps"]} (ended by: {report["finished"]}) |
+| held-out loss | {report["held_out"]:.4f} (lower is better) |
+| seconds of fitting | {report["seconds"]:.1f} |
+| network | {self.model["width"]} wide, {self.model["blocks"]} blocks, {report["parameters"]:,} parameters |
+| process | {self.config.process.kind}, sigma {self.model["sigma_min"]:.3g} to {self.model["sigma_max"]:.3g} |
+| default flags | false-discovery rate {score.fdr} |
+| seed | {self.config.train.seed} |
+| data fingerprint | `{self.fingerprint}` |
+
+## Privacy
+
+{privacy} Category names, atoms and quantiles of the training table are stored in `codec.json` and `schema.json`. Nothing
+here is differential privacy.
+
+## Columns
+
+| column | kind | role |
+|---|---|---|
+{rows}
+"""
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise BundleError(f"a model is a folder with a manifest.json; {str(path)!r} is not a folder. Check the path.")
+    file = path / "manifest.json"
+    try:
+        manifest = json.loads(file.read_bytes())
+        if not isinstance(manifest, dict):
+            raise ValueError("not a JSON object")
+        digest, files = manifest["digest"], dict(manifest["files"])
+    except FileNotFoundError:
+        raise BundleError(f"a model folder holds a manifest.json; {str(file)!r} is missing. Is it a model?") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{str(file)!r} is not a readable manifest ({error}). Restore the folder from a copy.") from error
+    if manifest.get("format") != FORMAT:
+        raise BundleError(
+            f"{str(file)!r} has format {manifest.get('format')!r}; this version reads format {FORMAT}. "
+            f"Use tabdiff {manifest.get('tabdiff')}, or fit again."
+        )
+    if digest != _digest(manifest):
+        raise BundleError(f"{str(file)!r} was altered after it was written. Restore the folder from a copy.")
+    missing = [name for name in _REQUIRED if name not in files]
+    unsafe = [name for name in files if not _NAME.fullmatch(name)]
+    if missing or unsafe:
+        raise BundleError(f"{str(file)!r} lists {'no ' + missing[0] if missing else 'the unsafe name ' + repr(unsafe[0])}.")
+    return manifest
+
+
+def _read_checked(path: Path, name: str, entry: dict[str, Any]) -> bytes:
+    file = path / name
+    if file.is_symlink():
+        raise BundleError(f"{str(file)!r} is a symbolic link; a model holds its own files. Restore the folder from a copy.")
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise BundleError(f"{str(file)!r} is missing. Restore the folder from a copy.") from None
+    except OSError as error:
+        raise BundleError(f"{str(file)!r} cannot be read: {error.strerror or error}.") from error
+    found = _describe(content)
+    if found != entry:
+        raise BundleError(
+            f"{str(file)!r} is not the file that was written: sha256 {found['sha256'][:12]}, {found['bytes']} bytes; the manifest "
+            f"says {str(entry.get('sha256'))[:12]}, {entry.get('bytes')} bytes. Restore the folder from a copy."
+        )
+    return content
+
+
+def _describe(content: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(_dump({name: value for name, value in manifest.items() if name != "digest"})).hexdigest()
+
+
+def _dump(values: Any) -> bytes:
+    return json.dumps(values, indent=1, sort_keys=False, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _cell(name: str) -> str:
+    """A column name as literal text inside a Markdown table."""
+    return re.sub(r"([\\`*_{}\[\]<>|#!])", r"\\\1", " ".join(name.split()))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

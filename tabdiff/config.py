@@ -1,0 +1,161 @@
+"""Every option, in one place: the command line, the flows and the bundle all use these models.
+
+Options come from a TOML file and ``key=value`` pairs and are validated here. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tabdiff.errors import ConfigError
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Options):
+    """How a table becomes numbers."""
+
+    max_categories: int = Field(256, ge=2, le=4096, description="categories kept per column; rarer ones become `__other__`")
+    min_category_rows: int = Field(2, ge=1, description="a category seen in fewer training rows becomes `__other__`")
+    max_levels: int = Field(20, ge=0, le=256, description="a number with at most this many distinct values is all atoms")
+    atom_share: float = Field(0.05, gt=0, le=1, description="a value held by at least this share of rows is an atom")
+    max_atoms: int = Field(16, ge=0, le=256, description="atoms kept per column beside its continuous part")
+    knots: int = Field(512, ge=8, le=65536, description="quantile knots of the rank-to-normal transform")
+    holdout: float = Field(0.15, gt=0, lt=0.9, description="share of rows kept for early stop and calibration")
+    trim: float = Field(0.0, ge=0, lt=0.5, description="share of the outermost rows dropped before fitting")
+    pca_components: int | None = Field(None, ge=1, description="fit numbers in this many principal components instead")
+
+
+class ProcessConfig(_Options):
+    """The diffusion process."""
+
+    kind: Literal["gaussian", "anisotropic"] = Field("gaussian", description="isotropic noise, or noise with the training covariance")
+    sigma_min: float = Field(0.01, gt=0, description="lowest noise level, in standard deviations of a column")
+    sigma_max: float | None = Field(None, gt=0, description="highest noise level; 6 sqrt(largest eigenvalue) if not given")
+    rho: float = Field(7.0, ge=1, description="how strongly levels crowd near sigma_min (Karras et al. 2022, eq. 5)")
+
+
+class NetworkConfig(_Options):
+    """The learned denoiser."""
+
+    width: int | None = Field(None, ge=8, le=8192, description="hidden width; chosen from rows and slots if not given")
+    blocks: int = Field(3, ge=1, le=64, description="residual blocks")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the blocks")
+
+
+class TrainConfig(_Options):
+    """Optimisation."""
+
+    steps: int | None = Field(None, ge=1, description="gradient steps at most; a fixed amount of computation if not given")
+    batch_size: int = Field(512, ge=1, description="rows per gradient step")
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="largest learning rate; falls to 0 along a cosine")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
+    warmup: int = Field(100, ge=0, description="steps until the full learning rate")
+    ema: float = Field(0.995, ge=0, lt=1, description="decay of the averaged weights, which are the ones kept")
+    condition_share: float = Field(0.3, ge=0, le=1, description="share of training rows shown with some cells given")
+    evaluate_every: int = Field(200, ge=1, description="steps between held-out losses and checkpoints")
+    patience: int = Field(8, ge=1, description="held-out losses without a better one before stopping")
+    time_limit: float | None = Field(None, gt=0, description="seconds after which fitting stops with the best weights so far")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cuda is an error where there is none")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 uses autocast; worth it on a GPU only")
+    seed: int = Field(0, ge=0, lt=2**31, description="the same seed, table and machine give the same model")
+
+
+class ScoreConfig(_Options):
+    """Anomaly scores."""
+
+    kernel_rows: int = Field(4000, ge=0, le=100_000, description="training rows kept for the kernel denoiser; 0 keeps none")
+    fdr: float = Field(0.05, gt=0, lt=1, description="false-discovery rate of the flags")
+
+
+class FitConfig(_Options):
+    """Everything that `fit` needs beside the table."""
+
+    data: DataConfig = DataConfig()  # type: ignore[call-arg]
+    process: ProcessConfig = ProcessConfig()  # type: ignore[call-arg]
+    network: NetworkConfig = NetworkConfig()  # type: ignore[call-arg]
+    train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
+    score: ScoreConfig = ScoreConfig()  # type: ignore[call-arg]
+
+
+class SampleConfig(_Options):
+    """How rows are drawn."""
+
+    steps: int = Field(20, ge=1, le=10_000, description="noise levels visited")
+    sampler: Literal["dpmpp_2m", "heun", "ddpm"] = "dpmpp_2m"
+    chunk_rows: int = Field(4096, ge=1, description="rows denoised at once; does not change the result")
+
+
+def parse_fit_config(path: Path | None = None, settings: Sequence[str] = ()) -> FitConfig:
+    """Read a TOML file, apply ``section.key=value`` settings over it, and validate.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value is out of range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the configuration {str(path)!r}: {error.strerror or error}. Check the path.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{str(path)!r} is not TOML: {error}. `tabdiff config` prints a valid file.") from error
+    for setting in settings:
+        _apply(values, setting)
+    return validate_fit_config(values)
+
+
+def validate_fit_config(values: dict[str, Any]) -> FitConfig:
+    """Build a FitConfig from plain values, with every problem in one ConfigError."""
+    try:
+        return FitConfig.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            name = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"unknown option {name!r}")
+            else:
+                lines.append(f"{name!r}: {problem['msg']}; got {problem['input']!r}")
+        detail = "\n".join(f"  - {line}" for line in lines)
+        raise ConfigError(f"the configuration is not valid:\n{detail}\n`tabdiff config` lists every option.") from None
+
+
+def _apply(values: dict[str, Any], setting: str) -> None:
+    name, equals, text = setting.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"a setting reads section.key=value; got {setting!r}. Example: train.steps=2000")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string: train.device=cpu
+    target = values
+    *sections, key = name.strip().split(".")
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"{section!r} in {setting!r} is a value, not a section. `tabdiff config` lists every option.")
+    target[key] = value
+
+
+def to_toml(config: FitConfig) -> str:
+    """Write a configuration as TOML, each option under its description. Options without a value are comments."""
+    lines = []
+    for section in FitConfig.model_fields:
+        options: _Options = getattr(config, section)
+        lines.append(f"[{section}]")
+        for name, field in type(options).model_fields.items():
+            if field.description:
+                lines.append(f"# {field.description}")
+            value = getattr(options, name)
+            lines.append(f"# {name} =" if value is None else tomli_w.dumps({name: value}).rstrip())
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,111 @@
+"""The torch engine: builds the two programs from a bundle and runs them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32
+
+from tabdiff.bundle import Bundle
+from tabdiff.errors import RuntimeUnavailable
+from tabdiff.layout import Layout
+from tabdiff.nn.denoiser import Denoiser
+from tabdiff.nn.process import MixedProcess
+from tabdiff.nn.programs import Score, Step
+
+
+def resolve_device(device: str) -> torch.device:
+    """"auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        RuntimeUnavailable: "cuda" is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise RuntimeUnavailable(
+            "device=cuda needs a CUDA GPU and a CUDA build of torch; torch reports none here. Use device=auto or device=cpu."
+        )
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
+
+
+def build_denoiser(layout: Layout, model: dict[str, Any], tensors: dict[str, np.ndarray]) -> Denoiser:
+    """The denoiser described by a bundle's plain values; weights are loaded with the programs."""
+
+    def tensor(name: str) -> torch.Tensor:
+        return torch.as_tensor(tensors[f"score.denoiser.{name}"])
+
+    process = MixedProcess(
+        layout, model["sigma_min"], model["sigma_max"], model["rho"], tensor("process.basis"), tensor("process.scale")
+    )
+    return Denoiser(
+        process,
+        *(tensor(name) for name in ("mean", "basis", "variance", "noise_scale")),
+        length=model["length"],
+        width=model["width"],
+        blocks=model["blocks"],
+        dropout=model["dropout"],
+    )
+
+
+def build_programs(bundle: Bundle) -> tuple[Score, Step]:
+    """Score and Step with the bundle's weights; they share one denoiser."""
+    tensors = bundle.tensors
+    denoiser = build_denoiser(bundle.codec.layout, bundle.model, tensors)
+    names = ("memory", "kernel_sigmas", "levels", "noise", "raw_columns", "units_to_columns", "surprise")
+    score = Score(denoiser, **{name: torch.as_tensor(tensors[f"score.{name}"]) for name in names})
+    score.load_state_dict({name.removeprefix("score."): torch.as_tensor(value) for name, value in tensors.items()})
+    return score.eval(), Step(denoiser).eval()
+
+
+class TorchRuntime:
+    """Runs the programs with torch; implements `tabdiff.runtime.Runtime`."""
+
+    def __init__(self, score: Score, step: Step, device: str = "auto") -> None:
+        self.device = resolve_device(device)
+        self._score, self._step = score.to(self.device).eval(), step.to(self.device).eval()
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, device: str = "auto") -> TorchRuntime:
+        """Build the programs and move them to the device."""
+        return cls(*build_programs(bundle), device)
+
+    @property
+    def provider(self) -> str:
+        """For instance "torch cpu"."""
+        return f"torch {self.device.type}"
+
+    @torch.inference_mode()
+    def score(self, x: Float32[np.ndarray, "b t w"], present: Bool[np.ndarray, "b t u"]) -> Float32[np.ndarray, "b t v c"]:
+        """Reconstruction error per view and column."""
+        result: Float32[np.ndarray, "b t v c"] = self._score(self._to(x), self._to(present)).cpu().numpy()
+        return result
+
+    @torch.inference_mode()
+    def step(
+        self,
+        x: Float32[np.ndarray, "b t w"],
+        t: float,
+        s: float,
+        noise: Float32[np.ndarray, "b t u"],
+        reveal: Bool[np.ndarray, "b t u"],
+        given: Bool[np.ndarray, "b t u"],
+        allowed: Float32[np.ndarray, "b t w"],
+        previous: Float32[np.ndarray, "b t w"],
+        extrapolate: float,
+        churn: float,
+    ) -> tuple[Float32[np.ndarray, "b t w"], Float32[np.ndarray, "b t w"]]:
+        """One denoising step from time t to s: (x_s, x0_hat)."""
+
+        def everywhere(value: float) -> torch.Tensor:
+            return torch.full((len(x),), value, device=self.device)
+
+        arrays = (self._to(value) for value in (noise, reveal, given, allowed, previous))
+        x_s, x0 = self._step(
+            self._to(x), everywhere(t), everywhere(s), *arrays, everywhere(extrapolate), everywhere(churn)
+        )
+        return x_s.cpu().numpy(), x0.cpu().numpy()
+
+    def _to(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

@@ -1,0 +1,374 @@
+"""Fit the learned denoiser by denoising score matching.
+
+The loop is a generator of typed events: progress bars, logs and early stopping by hand are its callers. All
+randomness is a function of (seed, step), so a run that was killed and resumed equals one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tabdiff.config import TrainConfig
+from tabdiff.errors import TrainingError
+from tabdiff.layout import Layout
+from tabdiff.nn.denoiser import Denoiser, time_features
+from tabdiff.sources import atomic_folder
+
+_HELD_OUT_ROWS = 2048
+_COMPUTE = 1.6e12  # floating-point operations of the default budget; about 40 s of one core of 2020
+
+
+@dataclass(frozen=True)
+class TrainEvent:
+    """State of the loop after an evaluation.
+
+    Attributes:
+        step, steps: gradient steps done and planned.
+        loss: mean training loss since the last event, in units of the preconditioned error (1 = best linear denoiser).
+        held_out: the same of the averaged weights on held-out rows with fixed noise; lower is better.
+        best: lowest held-out loss so far.
+        learning_rate: now.
+        rows_per_second: training rows since the last event.
+        elapsed: seconds since the start, earlier runs of a resumed fit included.
+        finished: why the loop ends here, or None: "steps", "patience" or "time".
+    """
+
+    step: int
+    steps: int
+    loss: float
+    held_out: float
+    best: float
+    learning_rate: float
+    rows_per_second: float
+    elapsed: float
+    finished: str | None = None
+
+
+class Uncertainty(nn.Module):
+    """u(t): log of the error to be expected at each noise level, per number direction and per category.
+
+    Dividing by exp(u) and adding u (Karras et al. 2024, eq. 14 and 21; Kendall et al. 2018) gives every level and every
+    column the same say, whatever its difficulty.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(len(time_features(torch.zeros(1))[0]), outputs)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b outputs"]:
+        """Clamped so that a column that is known for certain does not take the whole gradient."""
+        return torch.clamp(self.linear(time_features(t)), min=-5.0)
+
+
+def train(
+    denoiser: Denoiser,
+    x: Float[Tensor, "n t w"],
+    present: Bool[Tensor, "n t u"],
+    held_out: Float[Tensor, "m t w"],
+    held_out_present: Bool[Tensor, "m t u"],
+    config: TrainConfig,
+    *,
+    checkpoint: Path | None = None,
+) -> Iterator[TrainEvent]:
+    """Fit `denoiser` in place; when the iterator ends it holds the averaged weights of the best held-out loss.
+
+    Args:
+        denoiser: on the device to train on; `x` may be elsewhere.
+        x, present: encoded training windows and which of their cells are there.
+        held_out, held_out_present: windows for the early stop.
+        checkpoint: folder that is replaced at every evaluation and read at the start if it exists.
+
+    Raises:
+        TrainingError: the loss is not finite, or the checkpoint is of another fit.
+    """
+    state = _State.create(denoiser, config, planned_steps(denoiser, config))
+    if checkpoint is not None and checkpoint.exists():
+        state.load(checkpoint)
+        if state.finished:
+            denoiser.load_state_dict(state.best_weights)
+            yield state.event(loss=math.nan, held_out=state.best, rate=0.0)
+            return
+    device = denoiser.mean.device
+    x, present = x.to(device), present.to(device)
+    evaluate = _held_out_loss(held_out[:_HELD_OUT_ROWS].to(device), held_out_present[:_HELD_OUT_ROWS].to(device), state, config)
+    started = time.monotonic() - state.elapsed
+    total, counted, since = torch.zeros((), device=device), 0, time.monotonic()
+    while not state.finished:
+        total += state.advance(x, present)
+        counted += 1
+        now = time.monotonic()
+        out_of_time = config.time_limit is not None and now - started > config.time_limit
+        if state.step % config.evaluate_every and state.step < state.steps and not out_of_time:
+            continue
+        state.elapsed = now - started
+        loss, current = float(total) / counted, evaluate()
+        if not math.isfinite(loss) or not math.isfinite(current):
+            raise TrainingError(
+                f"the loss must stay finite; at step {state.step} it is {loss} (held out {current}). "
+                f"Lower train.learning_rate (now {config.learning_rate}) or use train.precision=float32."
+            )
+        state.judge(current, out_of_time)
+        if checkpoint is not None:
+            state.save(checkpoint)
+        rate = counted * config.batch_size / max(now - since, 1e-9)
+        if state.finished:
+            denoiser.load_state_dict(state.best_weights)
+        yield state.event(loss, current, rate)
+        total, counted, since = torch.zeros((), device=device), 0, time.monotonic()
+
+
+def planned_steps(denoiser: Denoiser, config: TrainConfig) -> int:
+    """`config.steps`, or as many as the default amount of computation allows for this network."""
+    if config.steps is not None:
+        return config.steps
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    return int(min(20_000, max(500, _COMPUTE / (6 * parameters * config.batch_size))))
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    uncertainty: Uncertainty,
+    x: Float[Tensor, "b t w"],
+    present: Bool[Tensor, "b t u"],
+    t: Float[Tensor, " b"],
+    noise: Float[Tensor, "b t u"],
+    given: Bool[Tensor, "b t u"],
+) -> Float[Tensor, ""]:
+    """Weighted denoising error: numbers in units of c_out per eigenvector (EDM's weight), categories by cross-entropy.
+
+    Cells that are given or absent do not count.
+    """
+    process, layout = denoiser.process, denoiser.process.layout
+    x_t = process.corrupt(x, t, noise, given)
+    mean, log_probability, c_out = denoiser.estimate(x_t, t, given)
+    free = present & ~given
+    u = uncertainty(t)
+    directions = denoiser.mean.numel()
+    loss = u.new_zeros(len(x))
+    if directions:
+        counts = free[..., process.number_units].to(x.dtype)
+        error = ((mean - x[..., process.number_slots]) * counts).flatten(1) @ denoiser.basis / c_out
+        weight = counts.mean(dim=(1, 2))[:, None]
+        loss = loss + (error.square() * torch.exp(-u[:, :directions]) + weight * u[:, :directions]).sum(-1)
+    for place, index in enumerate(layout.category_units):
+        slots = layout.units[index].slots
+        masked = (x_t[..., slots].sum(-1) == 0) & free[..., index]
+        entropy = -(x[..., slots] * log_probability[..., slots]).sum(-1)
+        u_c = u[:, directions + place, None]
+        loss = loss + (masked * (entropy * torch.exp(-u_c) + u_c)).sum(-1)
+    return loss.mean() / (directions + len(layout.category_units) * denoiser.length)
+
+
+def fill_gated(
+    x: Float[Tensor, "b t w"], layout: Layout, generator: torch.Generator
+) -> Float[Tensor, "b t w"]:
+    """Where a number does not apply (the column holds an atom or is missing) its slot is independent N(0, 1).
+
+    Any fixed value there would tell the network the state of the column; independent noise makes (state, value) a
+    proper joint distribution whose value is simply not read.
+    """
+    gated = [unit for unit in layout.units if unit.gate is not None]
+    if not gated:
+        return x
+    slots, gates = [unit.start for unit in gated], [unit.gate for unit in gated]
+    filler = torch.randn((*x.shape[:-1], len(gated)), generator=generator, device=generator.device).to(x.device)
+    x = x.clone()
+    x[..., slots] = torch.where(x[..., gates] == 1, x[..., slots], filler)
+    return x
+
+
+@dataclass
+class _State:
+    """Everything that a checkpoint holds."""
+
+    denoiser: Denoiser
+    uncertainty: Uncertainty
+    optimizer: torch.optim.AdamW
+    averaged: dict[str, Tensor]
+    best_weights: dict[str, Tensor]
+    config: TrainConfig
+    steps: int
+    step: int = 0
+    best: float = math.inf
+    worse: int = 0
+    elapsed: float = 0.0
+    finished: str | None = None
+
+    @classmethod
+    def create(cls, denoiser: Denoiser, config: TrainConfig, steps: int) -> _State:
+        layout = denoiser.process.layout
+        uncertainty = Uncertainty(denoiser.mean.numel() + len(layout.category_units)).to(denoiser.mean.device)
+        parameters = [*denoiser.parameters(), *uncertainty.parameters()]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+        )
+        weights = {name: value.detach().clone() for name, value in denoiser.state_dict().items()}
+        return cls(denoiser, uncertainty, optimizer, weights, copy.deepcopy(weights), config, steps)
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then half a cosine to 0 over the planned steps."""
+        config = self.config
+        warm = min(1.0, (self.step + 1) / (min(config.warmup, self.steps // 10) + 1))
+        return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps)))
+
+    def event(self, loss: float, held_out: float, rate: float) -> TrainEvent:
+        """What the caller is told."""
+        return TrainEvent(
+            self.step, self.steps, loss, held_out, self.best, self.learning_rate(), rate, self.elapsed, self.finished
+        )
+
+    def advance(self, x: Float[Tensor, "n t w"], present: Bool[Tensor, "n t u"]) -> Tensor:
+        """One gradient step; returns its loss without waiting for the device."""
+        config, device = self.config, x.device
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
+        rows = torch.randint(len(x), (config.batch_size,), generator=generator).to(device)
+        batch = fill_gated(x[rows], self.denoiser.process.layout, generator)
+        # One stratified draw of levels per batch: less variance than independent ones (Kingma et al. 2021, appendix I.1).
+        offset = torch.rand((), generator=generator)
+        t = ((torch.arange(config.batch_size) + offset) / config.batch_size).clamp_min(1e-4).to(device)
+        noise = draw_noise(self.denoiser.process.layout, (config.batch_size, x.shape[1]), generator).to(device)
+        given = _draw_given(self.denoiser.process.layout, present[rows], config.condition_share, generator)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.denoiser.train()
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            loss = denoising_loss(self.denoiser, self.uncertainty, batch, present[rows], t, noise, given)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.denoiser.parameters(), 10.0)
+        self.optimizer.step()
+        self.step += 1
+        # The average forgets the first steps quickly, however long its memory is later.
+        decay = min(config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            current = list(self.denoiser.parameters())
+            torch._foreach_lerp_([self.averaged[name] for name, _ in self.denoiser.named_parameters()], current, 1 - decay)
+        return loss.detach()
+
+    def judge(self, held_out: float, out_of_time: bool) -> None:
+        """Keep the best averaged weights and decide whether to stop."""
+        if held_out < self.best:
+            self.best, self.worse = held_out, 0
+            self.best_weights = {name: value.clone() for name, value in self.averaged.items()}
+        else:
+            self.worse += 1
+        if self.step >= self.steps:
+            self.finished = "steps"
+        elif self.worse >= self.config.patience:
+            self.finished = "patience"
+        elif out_of_time:
+            self.finished = "time"
+
+    def save(self, folder: Path) -> None:
+        """Replace the checkpoint folder at once."""
+        tensors: dict[str, Tensor] = {}
+        groups = {"weights": self.denoiser.state_dict(), "averaged": self.averaged, "best": self.best_weights}
+        groups["uncertainty"] = self.uncertainty.state_dict()
+        for group, values in groups.items():
+            tensors |= {f"{group}/{name}": value.contiguous() for name, value in values.items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": value.contiguous() for name, value in moments.items()}
+        # safetensors refuses tensors that share memory; buffers of the weights and averages may.
+        tensors = {name: value.detach().clone().cpu() for name, value in tensors.items()}
+        progress = {name: getattr(self, name) for name in ("step", "steps", "best", "worse", "elapsed", "finished")}
+        with atomic_folder(folder) as temporary:
+            save_file(tensors, temporary / "state.safetensors")
+            (temporary / "progress.json").write_text(
+                json.dumps({**progress, "config": self.config.model_dump()}), encoding="utf-8"
+            )
+
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint of the same fit."""
+        try:
+            progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+            tensors = load_file(folder / "state.safetensors", device=str(self.denoiser.mean.device))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise TrainingError(f"the checkpoint {str(folder)!r} cannot be read: {error}. Delete it to start again.") from error
+        config = self.config.model_dump()
+        # How long and where to train may change between runs; anything else would make another model.
+        changed = [
+            f"train.{name} was {progress['config'].get(name)!r}, is {value!r}"
+            for name, value in config.items()
+            if name not in ("time_limit", "device", "patience") and progress["config"].get(name) != value
+        ]
+        shapes = {name: value.shape for name, value in self.denoiser.state_dict().items()}
+        stored = {name.removeprefix("weights/"): value.shape for name, value in tensors.items() if name.startswith("weights/")}
+        if changed or shapes != stored:
+            reason = "; ".join(changed) or "the table or the network has another shape"
+            raise TrainingError(
+                f"the checkpoint {str(folder)!r} is of another fit: {reason}. Use the same options, or delete it to start again."
+            )
+        group = {
+            prefix: {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
+            for prefix in ("weights", "averaged", "best", "uncertainty")
+        }
+        self.denoiser.load_state_dict(group["weights"])
+        self.uncertainty.load_state_dict(group["uncertainty"])
+        self.averaged, self.best_weights = group["averaged"], group["best"]
+        optimizer = self.optimizer.state_dict()
+        for name, value in tensors.items():
+            if name.startswith("optimizer/"):
+                _, index, moment = name.split("/")
+                optimizer["state"].setdefault(int(index), {})[moment] = value
+        self.optimizer.load_state_dict(optimizer)
+        for name in ("step", "steps", "best", "worse", "elapsed"):
+            setattr(self, name, progress[name])
+        # A run that ended for lack of time goes on when it is given more.
+        self.finished = None if progress["finished"] == "time" else progress["finished"]
+
+
+def draw_noise(layout: Layout, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "..."]:
+    """N(0, 1) for number units, U(0, 1) for category units, shape (*shape, U)."""
+    noise = torch.randn((*shape, len(layout.units)), generator=generator)
+    uniform = torch.rand((*shape, len(layout.category_units)), generator=generator)
+    noise[..., list(layout.category_units)] = uniform
+    return noise
+
+
+def _draw_given(
+    layout: Layout, present: Bool[Tensor, "b t u"], share: float, generator: torch.Generator
+) -> Bool[Tensor, "b t u"]:
+    """Observation masks: in a `share` of rows each column is given with a probability drawn for that row."""
+    b, length, _ = present.shape
+    chance = torch.rand((b, 1, 1), generator=generator)
+    conditional = torch.rand((b, 1, 1), generator=generator) < share
+    columns = torch.rand((b, length, len(layout.columns)), generator=generator) < chance
+    given = columns[..., [unit.column for unit in layout.units]] & conditional
+    return given.to(present.device) & present
+
+
+def _held_out_loss(x: Tensor, present: Tensor, state: _State, config: TrainConfig):  # type: ignore[no-untyped-def]
+    """A function that gives the averaged weights' loss on held-out rows, always with the same noise."""
+    generator = torch.Generator().manual_seed(config.seed)
+    layout = state.denoiser.process.layout
+    repeats = max(1, min(8, 1024 // max(1, len(x))))  # few rows are shown several times, at other levels
+    x, present = x.repeat(repeats, 1, 1), present.repeat(repeats, 1, 1)
+    x = fill_gated(x, layout, generator)
+    order = torch.randperm(len(x), generator=generator)
+    t = ((order + 0.5) / len(x)).to(x.device)
+    noise = draw_noise(layout, tuple(x.shape[:2]), generator).to(x.device)
+    given = _draw_given(layout, present, config.condition_share, generator)
+    averaged_model = copy.deepcopy(state.denoiser).eval()
+    plain = Uncertainty(state.uncertainty.linear.out_features).to(x.device)
+
+    @torch.no_grad()
+    def evaluate() -> float:
+        averaged_model.load_state_dict(state.averaged)
+        # With u = 0: a loss in fixed units can be compared between evaluations, runs and models.
+        return float(denoising_loss(averaged_model, plain, x, present, t, noise, given))
+
+    return evaluate

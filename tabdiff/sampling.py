@@ -1,0 +1,163 @@
+"""Draw rows: noise in, rows out, any cells given.
+
+The samplers only choose numbers for `Runtime.step`: where to go next, how far to extrapolate, how much fresh noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from tabdiff.config import SampleConfig
+from tabdiff.layout import Layout
+from tabdiff.runtime import Runtime
+
+# Every block of rows has its own generator, so a row does not depend on how many are asked for, nor on the chunk size.
+_BLOCK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """sigma(t), the noise level of numbers at time t in [0, 1] (Karras et al. 2022, eq. 5), and the prior's shape.
+
+    Attributes:
+        root: (n, n) square root of the covariance of the noise over the n numbers of a row.
+    """
+
+    sigma_min: float
+    sigma_max: float
+    rho: float
+    root: Float32[np.ndarray, "n n"]
+
+    def sigma(self, t: float) -> float:
+        """Noise level, in standard deviations of the encoded data; 0 at t = 0."""
+        if t <= 0:
+            return 0.0
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return float((low + t * (high - low)) ** self.rho)
+
+    def prior(self, layout: Layout, noise: Float32[np.ndarray, "b t u"]) -> Float32[np.ndarray, "b t w"]:
+        """x_1: numbers at sigma_max, every category masked."""
+        x = np.zeros((*noise.shape[:-1], layout.model_width), dtype=np.float32)
+        x[..., layout.number_slots] = self.sigma_max * noise[..., list(layout.number_units)] @ self.root.T
+        return x
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is known of the rows to draw, for N rows.
+
+    Attributes:
+        x: (N, T, W) encoded values, read where given.
+        given: (N, T, U) units that are known.
+        allowed: (N, T, W) 1 for category states that may be drawn.
+    """
+
+    x: Float32[np.ndarray, "n t w"]
+    given: Bool[np.ndarray, "n t u"]
+    allowed: Float32[np.ndarray, "n t w"]
+
+    @classmethod
+    def nothing(cls, layout: Layout, rows: int, length: int = 1) -> Condition:
+        """No cell is known and every state allowed."""
+        shape = (rows, length)
+        return cls(
+            np.zeros((*shape, layout.model_width), np.float32),
+            np.zeros((*shape, len(layout.units)), bool),
+            np.ones((*shape, layout.model_width), np.float32),
+        )
+
+    def __getitem__(self, rows: slice) -> Condition:
+        return Condition(self.x[rows], self.given[rows], self.allowed[rows])
+
+
+def draw(
+    runtime: Runtime, layout: Layout, schedule: NoiseSchedule, condition: Condition, config: SampleConfig, seed: int
+) -> Iterator[Float32[np.ndarray, "b t w"]]:
+    """Yield clean encoded windows, block after block, as many as the condition has rows."""
+    total, length = condition.x.shape[:2]
+    for block, start in enumerate(range(0, total, _BLOCK_ROWS)):
+        rows = min(_BLOCK_ROWS, total - start)
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block,)))
+        yield _denoise(runtime, layout, schedule, condition[start : start + rows], config, rng, length)
+
+
+def _denoise(
+    runtime: Runtime,
+    layout: Layout,
+    schedule: NoiseSchedule,
+    condition: Condition,
+    config: SampleConfig,
+    rng: np.random.Generator,
+    length: int,
+) -> Float32[np.ndarray, "b t w"]:
+    rows = len(condition.x)
+    known = condition.given[..., layout.unit_of_slot]
+
+    def noise() -> Any:
+        # Drawn for a full block, so that the first rows of a block do not depend on how many follow.
+        return layout.draw(rng, _BLOCK_ROWS, length)[:rows]
+
+    x = np.where(known, condition.x, schedule.prior(layout, noise()))
+    reveal_at = _reveal_times(layout, rng, length)[:rows]
+    previous, previous_t = np.zeros_like(x), None
+    times = np.linspace(1.0, 0.0, config.steps + 1).tolist()
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        extrapolate = 0.0
+        if config.sampler == "dpmpp_2m" and previous_t is not None and s > 0:
+            # DPM-Solver++(2M), Lu et al. 2022, algorithm 2, with lambda = -log sigma; the last step is first order.
+            past = math.log(schedule.sigma(previous_t) / schedule.sigma(t))
+            ahead = math.log(schedule.sigma(t) / schedule.sigma(s))
+            extrapolate = 0.5 * ahead / past
+        churn = 1.0 if config.sampler == "ddpm" else 0.0
+        reveal = (reveal_at > s) & (reveal_at <= t)
+        arguments = (noise(), reveal, condition.given, condition.allowed)
+        x_s, x0 = runtime.step(x, t, s, *arguments, previous, extrapolate, churn)
+        if config.sampler == "heun" and s > 0:
+            x_s = _heun(runtime, layout, schedule, x, x_s, x0, (t, s), arguments)
+        x, previous, previous_t = x_s, x0, t
+    return x
+
+
+def _reveal_times(layout: Layout, rng: np.random.Generator, length: int) -> Any:
+    """When each category of a row is revealed, shape (block, T, U): uniform for each, spread evenly within a row.
+
+    Categories revealed in the same step are drawn independently of each other, which is wrong where they depend on each
+    other. Spread times make that rare: with no more categories than steps, never.
+    """
+    times = np.zeros((_BLOCK_ROWS, length, len(layout.units)))
+    count = len(layout.category_units) * length
+    if count:
+        place = rng.permuted(np.tile(np.arange(count), (_BLOCK_ROWS, 1)), axis=1)
+        spread = 1.0 - (place + rng.random((_BLOCK_ROWS, count))) / count
+        times[..., list(layout.category_units)] = spread.reshape(_BLOCK_ROWS, length, -1)
+    return times
+
+
+def _heun(
+    runtime: Runtime,
+    layout: Layout,
+    schedule: NoiseSchedule,
+    x: Float32[np.ndarray, "b t w"],
+    x_s: Float32[np.ndarray, "b t w"],
+    x0: Float32[np.ndarray, "b t w"],
+    times: tuple[float, float],
+    arguments: tuple[Any, Any, Any, Any],
+) -> Float32[np.ndarray, "b t w"]:
+    """Second-order correction of the numbers (Karras et al. 2022, algorithm 1, lines 6-8); categories keep the first step's."""
+    t, s = times
+    noise, reveal, given, allowed = arguments
+    _, x0_s = runtime.step(x_s, s, 0.0, noise, reveal, given, allowed, x0, 0.0, 0.0)
+    sigma_t, sigma_s = schedule.sigma(t), schedule.sigma(s)
+    slots = layout.number_slots
+    slope_t = (x[..., slots] - x0[..., slots]) / sigma_t
+    slope_s = (x_s[..., slots] - x0_s[..., slots]) / sigma_s
+    corrected = x_s.copy()
+    corrected[..., slots] = x[..., slots] + (sigma_s - sigma_t) * 0.5 * (slope_t + slope_s)
+    known = given[..., layout.unit_of_slot]
+    return np.where(known, x, corrected)
