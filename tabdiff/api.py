@@ -145,6 +145,7 @@ def _build_denoiser(layout: Layout, encoded: Encoded, config: FitConfig) -> Deno
     # A small ridge: collinear columns have eigenvalues near 0, which no noise level would resolve.
     covariance = (numbers - mean).T @ (numbers - mean) / len(numbers) + 1e-4 * torch.eye(numbers.shape[1], dtype=torch.double)
     variance, basis = torch.linalg.eigh(covariance)
+    basis = basis.contiguous()  # as it will be after loading, so that scores stay the same to the last bit
     correlated = config.process.kind == "anisotropic"
     noise_scale = variance.sqrt() if correlated else torch.ones_like(variance)
     largest = 1.0 if correlated or not len(variance) else float(variance.max())

@@ -79,7 +79,8 @@ class Bundle:
             "codec.json": _dump(self.codec.to_json()),
             "calibration.json": _dump(self.calibration),
             "model.json": _dump(self.model),
-            "weights.safetensors": save_tensors(self.tensors),
+            # safetensors writes the buffer as it lies; a transposed array would come back scrambled.
+            "weights.safetensors": save_tensors({name: np.ascontiguousarray(t) for name, t in self.tensors.items()}),
             "card.md": self.card().encode(),
         }
         manifest: dict[str, Any] = {
@@ -95,7 +96,7 @@ class Bundle:
         }
         manifest["digest"] = _digest(manifest)
         files["manifest.json"] = _dump(manifest)
-        with atomic_folder(path) as folder:
+        with atomic_folder(path, replace=True) as folder:
             for name, content in files.items():
                 (folder / name).write_bytes(content)
 
@@ -175,6 +176,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise BundleError(f"a model is a folder with a manifest.json; {str(path)!r} is not a folder. Check the path.")
     file = path / "manifest.json"
+    _refuse_link(file)
     try:
         manifest = json.loads(file.read_bytes())
         if not isinstance(manifest, dict):
@@ -200,8 +202,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _read_checked(path: Path, name: str, entry: dict[str, Any]) -> bytes:
     file = path / name
-    if file.is_symlink():
-        raise BundleError(f"{str(file)!r} is a symbolic link; a model holds its own files. Restore the folder from a copy.")
+    _refuse_link(file)
     try:
         content = file.read_bytes()
     except FileNotFoundError:
@@ -215,6 +216,11 @@ def _read_checked(path: Path, name: str, entry: dict[str, Any]) -> bytes:
             f"says {str(entry.get('sha256'))[:12]}, {entry.get('bytes')} bytes. Restore the folder from a copy."
         )
     return content
+
+
+def _refuse_link(file: Path) -> None:
+    if file.is_symlink():
+        raise BundleError(f"{str(file)!r} is a symbolic link; a model holds its own files. Restore the folder from a copy.")
 
 
 def _describe(content: bytes) -> dict[str, Any]:

@@ -235,6 +235,18 @@ class Codec:
                 share[row, self.columns.index(name)] = 1.0
         return share
 
+    @cached_property
+    def bounds(self) -> Float32[np.ndarray, "2 model_slots"]:
+        """Lowest and highest value of each model slot in training; drawn rows are kept inside them."""
+        bounds = np.tile(np.array([[0.0], [1.0]], dtype=np.float32), (1, self.layout.model_width))
+        for unit in self.layout.units:
+            code = self._modelled_codes()[self.layout.columns[unit.column]]
+            if unit.kind == "number" and isinstance(code, NumberCode):
+                low, high = np.float32(code.normal_scores[0]), np.float32(code.normal_scores[-1])
+                # One float inwards, as rounding to float32 may lead just outside the range.
+                bounds[:, unit.start] = (low, high) if low == high else (np.nextafter(low, high), np.nextafter(high, low))
+        return bounds
+
     def encode(self, frame: pl.DataFrame) -> Encoded:
         """Encode a conformed frame of N rows."""
         x = np.zeros((frame.height, self.layout.width), dtype=np.float32)

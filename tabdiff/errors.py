@@ -15,8 +15,13 @@ prints it without a traceback and exits with a status other than 0.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import FrameType
+
+TABLE = "(the table)"  # stands for the column in problems that are of no single column
 
 
 class TabdiffError(Exception):
@@ -29,7 +34,7 @@ class SourceError(TabdiffError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One offending column of a table: which rule it breaks, the value that shows it, and the cure."""
+    """What is wrong with a column, or with the whole `TABLE`: the rule, the value that breaks it, and the cure."""
 
     column: str
     rule: str
@@ -37,7 +42,8 @@ class Problem:
     cure: str
 
     def __str__(self) -> str:
-        return f"column {self.column!r}: {self.rule}; found {self.evidence}. {self.cure}"
+        place = "the table" if self.column == TABLE else f"column {self.column!r}"
+        return f"{place}: {self.rule}; found {self.evidence}. {self.cure}"
 
 
 class SchemaError(TabdiffError):
@@ -72,3 +78,12 @@ class StoreError(TabdiffError):
 
 class TabdiffWarning(UserWarning):
     """Something was accepted that the user may want to know of."""
+
+
+def warn(message: str) -> None:
+    """Issue a `TabdiffWarning` that points at the line outside this package which led here."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "tabdiff":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, TabdiffWarning, stacklevel=level)

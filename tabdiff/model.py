@@ -144,7 +144,7 @@ class Model:
         root = tensors["score.denoiser.process.basis"] * tensors["score.denoiser.process.scale"]
         schedule = NoiseSchedule(model["sigma_min"], model["sigma_max"], model["rho"], root)
         for x in draw(self.runtime, self.codec.layout, schedule, condition, config or SampleConfig(), seed):  # type: ignore[call-arg]
-            yield x[:, 0]
+            yield np.clip(x[:, 0], *self.codec.bounds)  # no value beyond what training showed
 
     def _condition(self, partial: pl.DataFrame, *, drawn_if_null: bool) -> Condition:
         """Encode partial rows; cells of absent columns, and null ones if so asked, are left open."""
@@ -215,7 +215,7 @@ class Model:
             x = np.where(given[..., layout.unit_of_slot], condition.x, np.float32(0))
             noise = np.zeros(given.shape, np.float32)
             _, x0 = self.runtime.step(x, 1.0, 0.0, noise, ~given, given, condition.allowed, np.zeros_like(x), 0.0, 0.0)
-            frames.append(self.codec.decode(x0[:, 0]))
+            frames.append(self.codec.decode(np.clip(x0[:, 0], *self.codec.bounds)))
         if not frames:
             return self.codec.decode(np.zeros((0, layout.model_width), np.float32))
         decoded = pl.concat(frames)

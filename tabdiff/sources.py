@@ -317,7 +317,7 @@ def _survey(path: Path, file: Iterable[str]) -> _Survey:
                 fields, line = (0, blank) if blank else (len(record), reader.line_num)
                 raise SourceError(
                     f"{path}: every line must have the {width} fields of the header, found {fields} in line "
-                    f"{line} (delimiter {delimiter!r}). Correct the line, or quote fields that hold delimiters."
+                    f"{line} (delimiter {delimiter!r}). Correct it, or quote fields that hold delimiters."
                 )
             rows += 1
             if rows <= 1000:

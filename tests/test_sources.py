@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import os
 import resource
 import sqlite3
+import struct
 import subprocess
 import sys
 from datetime import UTC, date, datetime, time, timedelta
@@ -149,7 +152,7 @@ def test_missing_files(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_a_folder_and_a_glob_keep_the_order(tmp_path: Path) -> None:
+def test_a_folder_and_a_glob_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in (2, 0, 1):
         pl.DataFrame({"n": [number * 10, number * 10 + 1]}).write_parquet(tmp_path / f"part{number}.parquet")
     put(tmp_path / "_SUCCESS", "")
@@ -157,6 +160,8 @@ def test_a_folder_and_a_glob_keep_the_order(tmp_path: Path) -> None:
     expected = [0, 1, 10, 11, 20, 21]
     assert read(tmp_path).collect()["n"].to_list() == expected
     assert read(tmp_path / "part*.parquet").collect()["n"].to_list() == expected
+    monkeypatch.chdir(tmp_path.parent)
+    assert read(f"{tmp_path.name}/*.parquet").collect()["n"].to_list() == expected
     assert read(f"{tmp_path}/**/part[12].parquet").collect()["n"].to_list() == expected[2:]
 
 
@@ -216,6 +221,7 @@ def test_sqlite_relative(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("select * from orders where 0", "found 0 rows"),
         ("select nothing", "the query failed: "),
         ("delete from orders", "the query failed: "),
+        ("create table planted (a integer)", "the query failed: .*readonly"),
     ],
 )
 def test_bad_queries(shop: Path, query: str | None, message: str) -> None:
@@ -234,7 +240,7 @@ def test_bad_urls(tmp_path: Path) -> None:
         read(put(tmp_path / "t.csv", "a\n1\n"), query="select 1")
     junk = put(tmp_path / "junk.db", "this is not a database" * 100)
     with pytest.raises(SourceError, match="file is not a database"):
-        read(f"sqlite:///{junk}", query="select 1")
+        read(f"sqlite:///{junk}", query="select * from t")
 
 
 PASSWORD_URL = "postgresql://ann:s3cr%21t@127.0.0.1:1/shop?sslpassword=hidden"
@@ -262,7 +268,7 @@ def test_an_unreachable_server_is_a_source_error() -> None:
 
 
 def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SourceError, match=r"pip install 'tabdiff\[db\]'"):
         read("postgresql://ann@localhost/shop", query="select 1")
 
@@ -345,6 +351,17 @@ def test_atomic_write(tmp_path: Path) -> None:
         fail()
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_is_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    replace, sync = Path.replace, os.fsync
+    monkeypatch.setattr(Path, "replace", lambda self, to: (order.append("rename"), replace(self, to))[1])
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("sync"), sync(handle))[1])
+    write(FRAME, tmp_path / "t.parquet")
+    assert order == ["sync", "rename", "sync"]
 
 
 def test_atomic_write_respects_the_umask(tmp_path: Path) -> None:
@@ -433,14 +450,17 @@ def test_fingerprint_ignores_chunks_and_sees_every_change() -> None:
 
 
 def test_fingerprint_is_the_same_in_another_process() -> None:
-    code = "import polars as pl; from tabdiff.sources import fingerprint; print(fingerprint(pl.DataFrame({'a': ['x', None], 'b': [1, 2]})))"
+    table = "{'a': ['x', None], 'b': [1, 2]}"
+    code = f"import polars, tabdiff.sources as s; print(s.fingerprint(polars.DataFrame({table})))"
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.strip()
     expected = fingerprint(pl.DataFrame({"a": ["x", None], "b": [1, 2]}))
     assert output == expected
-    # Written down: bundles keep fingerprints, so a new version must compute the same.
-    assert expected == "GOLDEN"
+    # The layout, byte by byte: bundles keep fingerprints, so a new version must compute the same.
+    text = b"'a':String:2;" + bytes([0, 1]) + struct.pack("<2I", 1, 0) + b"x"
+    numbers = b"'b':Int64:2;" + bytes([0, 0]) + struct.pack("<2q", 1, 2)
+    assert expected == hashlib.sha256(text + numbers).hexdigest()
 
 
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=8).filter(

@@ -19,6 +19,7 @@ from tabdiff.errors import ConfigError
 from tabdiff.evaluate.fidelity import association
 from tabdiff.evaluate.frames import Floats, align, kind_of, numbers, texts
 
+HEAT_WIDTH = 270
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 190, 34, 8, 8, 26
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -38,7 +39,8 @@ def number(value: float, decimals: int | None = None) -> str:
         if float(value).is_integer() and size < 1e9:
             return f"{value:,.0f}".replace("-", "−")
         if size >= 1e7 or size < 1e-3:
-            return f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
+            power = f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+            return power.replace("-", "−")
         decimals = int(np.clip(2 - np.floor(np.log10(size)), 0, 5))
     if 0 < abs(value) < 0.5 * 10**-decimals:
         return f"&lt;{10**-decimals:.{decimals}f}" if value > 0 else f"&gt;−{10**-decimals:.{decimals}f}"
@@ -100,17 +102,32 @@ def histogram_pair(
     return figure(name, picture, reading, legend)
 
 
+def histograms(
+    real: pl.DataFrame,
+    synthetic: pl.DataFrame,
+    reading: str = "Filled: real rows; outline: synthetic rows. The closer the two shapes, the better.",
+    most_columns: int = 12,
+) -> str:
+    """A `histogram_pair` for each of the first `most_columns` columns, with one sentence for all."""
+    synthetic = align(real, synthetic, "synthetic")
+    pairs = [histogram_pair(real[name], synthetic[name]) for name in real.columns[:most_columns]]
+    return f'<p class="note">{text(reading, 600)}</p>{grid(*pairs)}'
+
+
 def score_histogram(
     normal: npt.ArrayLike,
     anomalous: npt.ArrayLike,
     title: str = "Anomaly scores",
     reading: str = "The further right a row, the less normal it is. Good scores keep the two shapes apart.",
 ) -> str:
-    """Scores of normal rows (filled) and of known anomalies (outline); heights are shares of each group."""
+    """Scores of normal rows (filled) and of known anomalies (outline); heights are shares of each group.
+
+    The outer bins hold what lies beyond the central 96 % of both groups.
+    """
     values = [np.asarray(part, dtype=np.float64).ravel() for part in (normal, anomalous)]
     label = f"Histogram of scores: {len(values[0])} normal and {len(values[1])} anomalous rows"
     legend = (("fill-a", "normal rows"), ("line-b", "anomalies"))
-    return figure(title, _histogram(values[0], values[1], label, 32, None), reading, legend)
+    return figure(title, _histogram(values[0], values[1], label, 32, None, tail=0.02), reading, legend)
 
 
 def correlation_heatmaps(
@@ -132,27 +149,36 @@ def correlation_heatmaps(
     chosen = sorted(np.argsort(-strength, kind="stable")[:most_columns].tolist())
     names = [real.columns[i] for i in chosen]
     panels = [figure(title, _heatmap(frame.select(names), title), "") for title, frame in frames.items()]
-    return f'{grid(*panels)}<p class="note">{text(reading, 600)}</p>'
+    key = '<div class="key"><span><i class="fill-b"></i>−1</span><span><i class="none"></i>0</span>'
+    key += '<span><i class="full"></i>1</span></div>'
+    return f'<div class="grid three">{"".join(panels)}</div>{key}<p class="note">{text(reading, 600)}</p>'
 
 
-def _histogram(first: Floats, second: Floats, label: str, bins: int, dated: pl.DataType | None) -> str:
-    """Two histograms on one axis."""
+def _histogram(
+    first: Floats, second: Floats, label: str, bins: int, dated: pl.DataType | None, tail: float = 0.005
+) -> str:
+    """Two histograms on one axis, from the lower `tail` of either group to the upper one."""
     groups = [part[np.isfinite(part)] for part in (first, second)]
     pooled = np.concatenate(groups)
     if not len(pooled):
         return '<p class="note">No values.</p>'
-    low, high = (float(value) for value in np.quantile(pooled, [0.005, 0.995]))
+    ends = np.array([np.quantile(part, [tail, 1 - tail]) for part in groups if len(part)])
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
     if not low < high:
         low, high = float(pooled.min()), float(pooled.max())
     if not low < high:
         low, high = low - 0.5 * max(1.0, abs(low)), high + 0.5 * max(1.0, abs(high))
+    shown = [low, (low + high) / 2, high]
     levels = np.unique(pooled)
     if len(levels) <= bins and (levels == np.round(levels)).all() and levels[-1] - levels[0] < bins:
         low, high = float(levels[0]) - 0.5, float(levels[-1]) + 0.5  # a bin for each of a few whole numbers
         bins = round(high - low)
+        shown = [float(levels[0]), (low + high) / 2, float(levels[-1])]
     places = [np.clip(((part - low) / (high - low) * bins).astype(int), 0, bins - 1) for part in groups]
     shares = [np.bincount(place, minlength=bins) / max(len(place), 1) for place in places]
-    labels = [_tick(value, dated) for value in (low, (low + high) / 2, high)]
+    labels = [_tick(value, dated) for value in shown]
+    labels[0] = f"≤ {labels[0]}" if pooled.min() < low else labels[0]
+    labels[2] = f"≥ {labels[2]}" if pooled.max() > high else labels[2]
     return _columns(shares[0], shares[1], label, labels)
 
 
@@ -230,12 +256,12 @@ def _svg(width: float, height: float, label: str, body: str) -> str:
 def _heatmap(frame: pl.DataFrame, title: str) -> str:
     """One panel; rows carry names, columns the numbers of the rows."""
     matrix = association(frame)
-    names, left, top = frame.columns, 112, 18
-    cell = (WIDTH - left - RIGHT) / len(names)
+    names, left, top = frame.columns, 94, 18
+    cell = (HEAT_WIDTH - left - 2) / len(names)
     parts = []
     for i, name in enumerate(names):
         y = top + i * cell
-        caption = f"{text(name, 13)} {i + 1}"
+        caption = f"{text(name, 11)} {i + 1}"
         parts.append(f'<text x="{left - 6}" y="{y + cell / 2 + 4:.1f}" text-anchor="end">{caption}</text>')
         parts.append(
             f'<text x="{left + (i + 0.5) * cell:.1f}" y="{top - 5}" text-anchor="middle">{i + 1}</text>'
@@ -249,4 +275,4 @@ def _heatmap(frame: pl.DataFrame, title: str) -> str:
                 f'height="{cell - 1:.1f}" fill-opacity="{abs(value):.2f}"><title>{hint}</title></rect>'
             )
     label = f"{title}: dependence of {len(names)} columns"
-    return _svg(WIDTH, top + cell * len(names) + 2, label, "".join(parts))
+    return _svg(HEAT_WIDTH, top + cell * len(names) + 2, label, "".join(parts))

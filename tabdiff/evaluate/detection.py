@@ -104,9 +104,12 @@ def _matrices(train: npt.ArrayLike, test: npt.ArrayLike) -> tuple[Floats, Floats
         raise ConfigError(f"train and test are matrices of one width; found {fitted.shape} and {asked.shape}")
     if not (np.isfinite(fitted).all() and np.isfinite(asked).all()):
         raise ConfigError("controls need finite values; found missing ones. Use encode_for_controls")
+    size = np.abs(fitted).max(axis=0)
+    size = np.where(size > 0, size, 1.0)  # the squares of large values would overflow
+    fitted, asked = fitted / size, np.clip(asked / size, -1e50, 1e50)
     mean, deviation = fitted.mean(axis=0), fitted.std(axis=0)
     # A constant column has no scale; rounding may leave it a deviation near 0, which is no scale either.
-    deviation = np.where(deviation > 1e-12 * np.maximum(1.0, np.abs(mean)), deviation, 1.0)
+    deviation = np.where(deviation > 1e-12, deviation, 1.0 / size)
     return (fitted - mean) / deviation, (asked - mean) / deviation
 
 

@@ -147,8 +147,11 @@ def trend_error(real: pl.DataFrame, synthetic: pl.DataFrame) -> TrendError:
     Two numbers: half the difference of Pearson's correlations of the rows where both are present, or the
     total variation of the pattern of missing values if that is larger. Other pairs: total variation of the
     contingency tables, numbers cut into ten equal bins between the least and the greatest value of their
-    own table (the convention of SDMetrics, which leaves location and scale to the shape error). Two numbers
-    whose correlation is undefined, as that of a constant, are judged like other pairs.
+    own table (the convention of SDMetrics, kept so that numbers can be set beside published ones). Two
+    numbers whose correlation is undefined, as that of a constant, are judged like other pairs.
+
+    The bins move with the extremes, so even a real holdout has an error, of several percent for columns
+    with heavy tails: read every result beside that of a holdout.
     """
     synthetic = align(real, synthetic, "synthetic")
     kinds = kinds_of(real)

@@ -91,7 +91,7 @@ def positions(levels: pl.Series, values: pl.Series) -> Integers:
         {"value": levels, "position": np.arange(len(levels))}, schema_overrides={"value": pl.String}
     )
     joined = values.to_frame("value").join(known, on="value", how="left", maintain_order="left")
-    return joined["position"].fill_null(-1).cast(pl.Int64).to_numpy()
+    return np.array(joined["position"].fill_null(-1), dtype=np.int64)
 
 
 def require_rows(frame: pl.DataFrame, role: str, least: int = 1) -> None:

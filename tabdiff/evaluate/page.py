@@ -20,6 +20,7 @@ from tabdiff.evaluate.charts import (
     figure,
     grid,
     histogram_pair,
+    histograms,
     number,
     score_histogram,
     text,
@@ -33,6 +34,7 @@ __all__ = [
     "figure",
     "grid",
     "histogram_pair",
+    "histograms",
     "number",
     "paragraph",
     "render",
@@ -63,19 +65,19 @@ p{margin:0 0 1rem;max-width:42rem}
 nav{margin:1.5rem 0 0;display:flex;flex-wrap:wrap;gap:.3rem 1.25rem;font-size:.92rem}
 a{color:var(--a);text-underline-offset:.2em}
 section{margin:3rem 0 0;padding-top:2rem;border-top:1px solid var(--line)}
-.scroll{overflow-x:auto;margin:0 0 1.25rem}
+.scroll{overflow-x:auto;margin:0 0 .6rem}.scroll+.note{margin-bottom:2rem}
 table{border-collapse:collapse;width:100%;font-size:.93rem;font-variant-numeric:tabular-nums}
-caption{caption-side:bottom;text-align:left;color:var(--soft);font-size:.88rem;padding-top:.6rem}
 th,td{padding:.5rem .75rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 th:first-child,td:first-child{padding-left:0}th:last-child,td:last-child{padding-right:0}
 thead th{color:var(--soft);font-weight:500;font-size:.86rem;line-height:1.3;vertical-align:bottom}
 tbody th{font-weight:400}
-.n{text-align:right;white-space:nowrap}
+.n{text-align:right}td.n{white-space:nowrap}
 td.best{font-weight:700}
 figure{margin:0 0 1.75rem;min-width:0}
 figcaption,.note{color:var(--soft);font-size:.88rem;line-height:1.45;margin:.5rem 0 0;max-width:42rem}
 .note{margin-bottom:1rem}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(17rem,100%),1fr));gap:.5rem 2rem}
+.grid.three{grid-template-columns:repeat(auto-fit,minmax(min(15rem,100%),1fr))}
 svg{display:block;width:100%;max-width:34rem;height:auto}
 svg text{font-size:11px;fill:var(--soft);font-variant-numeric:tabular-nums}
 svg .fill-a{fill:var(--a)}svg .fill-b{fill:var(--b)}
@@ -87,6 +89,7 @@ svg .cell{stroke:var(--line);stroke-width:.5}
 .key i{display:inline-block;width:.8rem;height:.7rem;margin-right:.4rem}
 .key i.fill-a{background:var(--a);opacity:.5}
 .key i.line-b{border:2px solid var(--b)}
+.key i.fill-b{background:var(--b)}.key i.none{border:1px solid var(--line)}.key i.full{background:var(--a)}
 .bars{list-style:none;margin:0;padding:0;font-size:.88rem;font-variant-numeric:tabular-nums}
 .bars li{display:grid;grid-template-columns:minmax(0,9rem) minmax(3rem,1fr) 4.5rem;gap:.75rem;
 align-items:center;padding:.18rem 0}
@@ -103,11 +106,13 @@ align-items:baseline}
 .card .fact{color:var(--soft);font-size:.9rem;font-variant-numeric:tabular-nums}
 .card .fact b{color:var(--ink)}
 .card .scroll{margin:0}
-.card td.share{width:30%;min-width:7rem}
+.card td.share{width:30%;min-width:3rem}
 .card .share span{display:block;height:.6rem;background:var(--a);min-width:1px;margin-top:.5rem}
 main{padding-bottom:4rem}
-@media(max-width:32rem){header{padding-top:2rem}h1{font-size:1.7rem}section{margin-top:2rem;padding-top:1.5rem}
-th,td{padding:.45rem .5rem}.bars li{grid-template-columns:minmax(0,6.5rem) minmax(3rem,1fr) 4rem}}
+@media(max-width:32rem){header{padding-top:2rem}h1{font-size:1.7rem}
+section{margin-top:2rem;padding-top:1.5rem}
+th,td{padding:.45rem .35rem}table{font-size:.88rem}thead th{font-size:.8rem}.card{padding:1rem}
+.bars li{grid-template-columns:minmax(0,6.5rem) minmax(3rem,1fr) 4rem}}
 @media print{body{background:#fff}section,.card,figure{break-inside:avoid}}
 """
 
@@ -161,8 +166,8 @@ def table(
             opening, closing = ('<th scope="row"', "</th>") if place == 0 else ("<td", "</td>")
             cells.append(f"{opening}{_class(classes)}>{_cell(value, digits)}{closing}")
         body.append(f"<tr>{''.join(cells)}</tr>")
-    note = f"<caption>{text(caption, 600)}</caption>" if caption else ""
-    return _scrolled(note, head, "".join(body))
+    note = f'<p class="note">{text(caption, 600)}</p>' if caption else ""
+    return _scrolled(head, "".join(body)) + note
 
 
 def anomaly_card(
@@ -199,7 +204,7 @@ def anomaly_card(
     head += '<th scope="col" colspan="2">share of the score</th>'
     return (
         f'<article class="card"><header><h3>Row {text(row_id, 60)}</h3>{facts}</header>'
-        f"{_scrolled('', head, ''.join(lines))}</article>"
+        f"{_scrolled(head, ''.join(lines))}</article>"
     )
 
 
@@ -228,10 +233,10 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     return page
 
 
-def _scrolled(note: str, head: str, body: str) -> str:
+def _scrolled(head: str, body: str) -> str:
     """A table that scrolls sideways within itself where the page is too narrow."""
     return (
-        f'<div class="scroll" tabindex="0"><table>{note}<thead><tr>{head}</tr></thead>'
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

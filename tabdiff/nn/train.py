@@ -285,7 +285,7 @@ class _State:
         # safetensors refuses tensors that share memory; buffers of the weights and averages may.
         tensors = {name: value.detach().clone().cpu() for name, value in tensors.items()}
         progress = {name: getattr(self, name) for name in ("step", "steps", "best", "worse", "elapsed", "finished")}
-        with atomic_folder(folder) as temporary:
+        with atomic_folder(folder, replace=True) as temporary:
             save_file(tensors, temporary / "state.safetensors")
             (temporary / "progress.json").write_text(
                 json.dumps({**progress, "config": self.config.model_dump()}), encoding="utf-8"

@@ -1,0 +1,96 @@
+"""Fixtures that several test files share, and how the suite runs: shapes checked, few threads, repeatable examples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# One thread: the same sums in the same order on every machine. Read when torch is imported, here and in subprocesses.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+import tests.shapes  # noqa: F401 - the hook below finds it by name
+
+if TYPE_CHECKING:
+    from tabdiff import Model
+
+# Array shapes are checked at every call. Must come before the first import of tabdiff.
+install_import_hook("tabdiff", "tests.shapes.arrays")
+
+settings.register_profile(
+    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def make_mixed_table(rows: int = 400, seed: int = 0) -> pl.DataFrame:
+    """A table with one of everything.
+
+    `order_id` repeats nowhere and `remark` is free text: both are carried through. `weight` and `price` depend on each
+    other, `discount` is zero in most rows, `items` is an integer, `channel` depends on the price and has rare levels,
+    `express` depends on the channel, `ordered` is a time, `rating` has gaps.
+    """
+    rng = np.random.default_rng(seed)
+    weight = rng.lognormal(0.5, 0.6, rows)
+    price = 4 + 9 * weight + rng.normal(0, 1.5, rows)
+    discount = np.where(rng.random(rows) < 0.7, 0.0, price * rng.uniform(0.05, 0.3, rows))
+    expensive = price > np.median(price)
+    channel = np.where(rng.random(rows) < np.where(expensive, 0.8, 0.3), "web", "shop").astype(object)
+    rare = rng.random(rows) < 0.02
+    channel[rare] = rng.choice(["phone", "fair", "letter"], rare.sum())
+    rating = [None if gap else int(stars) for gap, stars in zip(rng.random(rows) < 0.15, rng.integers(1, 6, rows), strict=True)]
+    start = datetime(2024, 1, 1)  # noqa: DTZ001 - a table's own clock, without a zone
+    words = ["please ring twice", "gift", "leave with neighbour", "call first", "no substitute", "fragile", "urgent", "thanks"]
+    return pl.DataFrame(
+        {
+            "order_id": np.arange(10_000, 10_000 + rows),
+            "weight": np.round(weight, 3),
+            "price": np.round(price, 2),
+            "discount": np.round(discount, 2),
+            "items": rng.poisson(3, rows) + 1,
+            "channel": channel.tolist(),
+            "express": (channel == "web") & (rng.random(rows) < 0.6),
+            "ordered": [start + timedelta(hours=int(hour)) for hour in np.sort(rng.integers(0, 24 * 300, rows))],
+            "rating": rating,
+            "remark": [f"{rng.choice(words)} {rng.choice(words)} {rng.integers(1_000_000)}" for _ in range(rows)],
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def mixed_table() -> Callable[..., pl.DataFrame]:
+    """`mixed_table(rows, seed)`: see `make_mixed_table`."""
+    return make_mixed_table
+
+
+@pytest.fixture(scope="session")
+def fitted_table() -> pl.DataFrame:
+    """The rows that `small_model` was fitted on."""
+    return make_mixed_table(400, seed=0)
+
+
+@pytest.fixture(scope="session")
+def small_model(fitted_table: pl.DataFrame) -> Model:
+    """A model of `fitted_table`, trained just enough to be one. Do not change it: the whole session shares it."""
+    import tabdiff
+    from tabdiff.config import NetworkConfig, TrainConfig
+
+    options = tabdiff.FitConfig(network=NetworkConfig(width=32, blocks=1), train=TrainConfig(steps=80, batch_size=256))
+    return tabdiff.fit(fitted_table, options)
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`small_model` as a folder. Copy it before changing anything in it."""
+    path = tmp_path_factory.mktemp("bundle") / "model"
+    small_model.save(path)
+    return path

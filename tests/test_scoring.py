@@ -1,0 +1,78 @@
+"""Calibration, contributions and flags, against their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.feature_selection import SelectFdr
+
+from tabdiff.errors import ConfigError
+from tabdiff.scoring import Calibration, flag
+
+rng = np.random.default_rng(0)
+
+
+def errors(rows: int, views: int = 3, columns: int = 4) -> np.ndarray:
+    return rng.gamma(2, 1, (rows, views, columns)).astype(np.float32)
+
+
+def test_contributions_add_up_to_the_score():
+    calibration = Calibration.fit(errors(500), ("a", "b", "c"), (1, 1, 2))
+    score, contributions = calibration.combine(errors(50))
+    np.testing.assert_allclose(contributions.sum(1), score, rtol=1e-9)
+
+
+def test_a_typical_row_scores_about_zero_and_more_error_scores_more():
+    calibration = Calibration.fit(errors(2000), ("a", "b", "c"), (1, 1, 1))
+    assert abs(np.median(calibration.normal)) < 0.2
+    base = errors(1)
+    ladder = [calibration.combine(base * factor)[0][0] for factor in (1, 2, 4, 8)]
+    assert ladder == sorted(ladder)
+    assert len(set(ladder)) == 4
+
+
+def test_p_values_are_the_conformal_count():
+    calibration = Calibration(("v",), (0.0,), (0.0,), (1.0,), (1.0,), (1.0, 2.0, 2.0, 3.0))
+    np.testing.assert_allclose(calibration.p_value(np.array([0.0, 2.0, 2.5, 9.0])), [1, 4 / 5, 2 / 5, 1 / 5])
+
+
+def test_p_values_of_normal_rows_are_uniform():
+    calibration = Calibration.fit(errors(3000), ("a", "b", "c"), (1, 1, 1))
+    p = calibration.p_value(calibration.combine(errors(3000))[0])
+    assert stats.kstest(p, "uniform").pvalue > 1e-3
+
+
+def test_exact_copies_have_a_finite_score():
+    calibration = Calibration.fit(errors(100), ("a", "b", "c"), (1, 1, 1))
+    score, contributions = calibration.combine(np.zeros((2, 3, 4), np.float32))
+    assert np.isfinite(score).all() and np.isfinite(contributions).all()
+
+
+def test_combining_does_not_depend_on_company():
+    calibration = Calibration.fit(errors(100), ("a", "b", "c"), (1, 1, 1))
+    batch = errors(100)
+    together, _ = calibration.combine(batch)
+    alone = np.concatenate([calibration.combine(batch[i : i + 1])[0] for i in range(100)])
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_fdr_flags_are_benjamini_hochberg():
+    p = np.concatenate([rng.random(200), rng.random(20) * 1e-3])
+    ours = flag(-p, p, fdr=0.1)
+    theirs = SelectFdr(lambda x, y: (-p, p), alpha=0.1).fit(np.zeros((2, len(p))), [0, 1]).get_support()
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_contamination_flags_exactly_that_share_even_with_ties():
+    assert flag(np.zeros(200), np.ones(200), contamination=0.05).sum() == 10
+    scores = rng.random(200)
+    assert set(np.flatnonzero(flag(scores, scores, contamination=0.1))) == set(np.argsort(-scores)[:20])
+
+
+@pytest.mark.parametrize(
+    "rules", [{}, {"fdr": 0.1, "contamination": 0.1}, {"fdr": 0.0}, {"contamination": 1.0}]
+)
+def test_flag_rules_are_checked(rules):
+    with pytest.raises(ConfigError):
+        flag(np.zeros(3), np.ones(3), **rules)
