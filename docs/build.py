@@ -6,6 +6,7 @@ Run by `make docs`. With --check nothing in docs/cli.md is changed; a difference
 from __future__ import annotations
 
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -34,8 +35,13 @@ def build_reference(folder: Path) -> None:
     import pdoc
     import pdoc.render
 
+    import tabdiff
+
+    for name in tabdiff.__all__:  # `fit` and `load` are imported when first asked for, and pdoc does not ask
+        setattr(tabdiff, name, getattr(tabdiff, name))
     pdoc.render.configure(docformat="google", footer_text="tabdiff", search=True)
-    pdoc.pdoc("tabdiff", output_directory=folder)
+    modules = [module.name for module in pkgutil.iter_modules(tabdiff.__path__, "tabdiff.")]
+    pdoc.pdoc("tabdiff", *modules, output_directory=folder)
 
 
 def main(*arguments: str) -> int:
@@ -45,7 +51,10 @@ def main(*arguments: str) -> int:
     new = with_help_texts(old)
     build_reference(DOCS / "reference")
     if new != old and "--check" in arguments:
-        print("docs/cli.md differs from what --help prints. Run make docs and commit the result.", file=sys.stderr)
+        print(
+            "docs/cli.md differs from what --help prints. Run make docs and commit the result.",
+            file=sys.stderr,
+        )
         return 1
     page.write_text(new, encoding="utf-8")
     print(f"{page} and {DOCS / 'reference' / 'index.html'} are up to date.")

@@ -14,27 +14,27 @@ from jaxtyping import Bool, Float32
 from tabdiff.bundle import Bundle
 from tabdiff.codec import Codec, Encoded, trim_outermost
 from tabdiff.config import FitConfig
-from tabdiff.errors import Problem, SchemaError
+from tabdiff.errors import TABLE, Problem, SchemaError
+from tabdiff.files import fingerprint
 from tabdiff.layout import Layout
 from tabdiff.model import Model
 from tabdiff.nn.denoiser import Denoiser
+from tabdiff.nn.kernel import KernelView, fit_kernel_view, fit_subset_kernels
 from tabdiff.nn.process import MixedProcess
 from tabdiff.nn.programs import Score, Step
 from tabdiff.nn.runtime import TorchRuntime, resolve_device
 from tabdiff.nn.train import TrainEvent, fill_gated, train
 from tabdiff.schema import Role, Schema
-from tabdiff.scoring import Calibration, errors_of
-from tabdiff.sources import fingerprint
+from tabdiff.scoring import CHUNK_ROWS, Calibration
 
 MINIMUM_ROWS = 10
 _MAXIMUM_HELD_OUT = 10_000
-_NEIGHBOURS = 5
 
-# The views that make up the score, chosen on benchmark tables; docs/decisions has the measurements.
-_KERNEL_FACTORS = (0.2, 0.3, 0.5)  # noise levels of the kernel views, in mean distances to the 5 nearest rows
-_LEARNED_SIGMAS = (0.6, 0.8, 1.2)  # noise levels of the learned views, in standard deviations
-_LEARNED_WEIGHT = 0.5  # of all learned views together; the kernel views together weigh 1
-_PROBES = 4
+# What the score is made of, chosen on benchmark tables; docs/decisions has the measurements.
+_KERNEL_FACTORS = (0.2, 0.3, 0.5)  # noise levels of the kernel views, in mean distances to the nearest rows
+_NEIGHBOUR_FACTOR = 1.0  # the level at which a row's neighbours are weighed
+_LEARNED_SIGMAS = (0.7, 1.0, 1.4)  # noise levels of the learned view, in standard deviations
+_PROBES = 4  # per level, so that every category is masked in at least one
 
 
 def fit(
@@ -66,7 +66,7 @@ def fit(
     conformed = _without_known_anomalies(schema.conform(frame), schema)
     if conformed.height < MINIMUM_ROWS:
         cure = "Collect more rows."
-        raise SchemaError([Problem("(all)", f"fitting needs at least {MINIMUM_ROWS} rows", f"{conformed.height} rows", cure)])
+        raise SchemaError([Problem(TABLE, f"fitting needs at least {MINIMUM_ROWS} rows", f"{conformed.height} rows", cure)])
     train_rows, held_out_rows = _split(conformed, config)
     codec = Codec.fit(train_rows, schema, config.data)
     if config.data.trim:
@@ -84,12 +84,9 @@ def fit(
         if on_event is not None:
             on_event(event)
 
-    score = _build_score(denoiser.cpu().eval(), codec, encoded, config)
+    stored, score = _build_score(denoiser.cpu().eval(), codec, encoded, held_out, config)
     runtime = TorchRuntime(score, Step(denoiser), config.train.device)
-    weights = [1.0] * len(score.kernel_sigmas)
-    learned = _LEARNED_WEIGHT * max(1, len(weights)) / len(_LEARNED_SIGMAS)
-    names = [f"kernel {factor:g}" for factor in _KERNEL_FACTORS[: len(weights)]] + [f"learned {s:g}" for s in _LEARNED_SIGMAS]
-    calibration = Calibration.fit(errors_of(runtime, held_out), names, weights + [learned] * len(_LEARNED_SIGMAS))
+    calibration = _calibrate(score, runtime.device, encoded, held_out, stored)
     report = _report(last, denoiser, train_rows.height, held_out_rows.height)
     bundle = Bundle(
         config,
@@ -163,48 +160,91 @@ def _build_denoiser(layout: Layout, encoded: Encoded, config: FitConfig) -> Deno
     )
 
 
-def _build_score(denoiser: Denoiser, codec: Codec, encoded: Encoded, config: FitConfig) -> Score:
-    """The scoring program: memory of training rows, noise levels and probe bank."""
+def _build_score(
+    denoiser: Denoiser, codec: Codec, encoded: Encoded, held_out: Encoded, config: FitConfig
+) -> tuple[np.ndarray, Score]:
+    """The scoring program, and for every row (training rows first) its place among the stored ones, or -1.
+
+    Held-out rows may be stored too: they are scored with themselves left out, as a new row would be.
+    """
     layout, rng = codec.layout, np.random.default_rng(config.train.seed)
-    raw = encoded.x[:, layout.model_width :]
-    stored = min(config.score.kernel_rows, len(raw))
-    memory = torch.from_numpy(raw[np.sort(rng.permutation(len(raw))[:stored])])
-    factors = torch.tensor(_KERNEL_FACTORS if stored else ())
+    x = np.concatenate([encoded.x, held_out.x])
+    rows = np.sort(rng.permutation(len(x))[: config.score.kernel_rows])
+    stored = np.full(len(x), -1)
+    kernels: dict[str, KernelView] = {}
+    subsets = None
+    usual_log, usual_level = torch.zeros(0), torch.ones(())
+    if config.score.contaminated:
+        generator = torch.Generator().manual_seed(config.train.seed)
+        subsets = fit_subset_kernels(torch.from_numpy(x[:, layout.view("asinh")]), generator)
+    elif len(rows) > 1:
+        stored[rows] = np.arange(len(rows))
+        memory = torch.from_numpy(x[rows])
+        kernels = {view: fit_kernel_view(memory[:, layout.view(view)], _KERNEL_FACTORS) for view in layout.views}
+        usual_level = kernels["raw"].levels[0] * (_NEIGHBOUR_FACTOR / _KERNEL_FACTORS[0])
+        usual_log = _left_out_log(kernels["raw"], memory[:, layout.view("raw")])
+    view_columns = np.zeros((len(layout.view_columns), len(codec.columns)), np.float32)
+    view_columns[np.arange(len(layout.view_columns)), list(layout.view_columns)] = 1.0
+    sigmas = () if config.score.contaminated else _LEARNED_SIGMAS
     process = denoiser.process
     low, high = process.sigma_min ** (1 / process.rho), process.sigma_max ** (1 / process.rho)
-    levels = (torch.tensor(_LEARNED_SIGMAS) ** (1 / process.rho) - low) / (high - low)
-    raw_columns = np.zeros((len(layout.raw), len(codec.columns)), np.float32)
-    raw_columns[np.arange(len(layout.raw)), list(layout.raw)] = 1.0
-    return Score(
+    score = Score(
         denoiser,
-        memory=memory,
-        kernel_sigmas=factors * _neighbour_distance(memory) if stored else factors,
-        levels=levels,
-        noise=_probe_bank(layout, len(_LEARNED_SIGMAS), rng),
-        raw_columns=torch.from_numpy(raw_columns),
+        kernels,
+        subsets,
+        usual_log=usual_log,
+        usual_level=usual_level,
+        times=((torch.tensor(sigmas) ** (1 / process.rho) - low) / (high - low)).clamp_max(1.0),
+        noise=_probe_bank(layout, len(sigmas), rng),
+        view_columns=torch.from_numpy(view_columns),
         units_to_columns=torch.from_numpy(layout.units_to_columns @ codec.attribution),
-        surprise=torch.tensor(2 * np.log(len(raw) + 1), dtype=torch.float32),
+        surprise=torch.tensor(2 * np.log(len(x) + 1), dtype=torch.float32),
     )
+    return stored, score
+
+
+@torch.no_grad()
+def _left_out_log(kernel: KernelView, rows: Float32[torch.Tensor, "m r"]) -> Float32[torch.Tensor, " m"]:
+    """Log error of each stored row when it is left out, averaged over the levels."""
+    logs = []
+    for start in range(0, len(rows), CHUNK_ROWS):
+        own = torch.arange(start, min(start + CHUNK_ROWS, len(rows)))
+        logs.append(torch.log(kernel(rows[own], own)[0].sum(-1) + 1e-9).mean(-1))
+    return torch.cat(logs)
+
+
+@torch.inference_mode()
+def _calibrate(
+    score: Score, device: torch.device, encoded: Encoded, held_out: Encoded, stored: np.ndarray
+) -> Calibration:
+    """Standardise kernel views on all stored rows, each left out, and the rest on held-out rows; count p-values there."""
+
+    def errors(part: Encoded, places: np.ndarray) -> np.ndarray:
+        chunks = []
+        for start in range(0, len(part.x), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            arrays = (part.x[rows, None, :], part.present[rows, None, :])
+            left_out = torch.from_numpy(places[rows]).to(device) if score.kernels else None
+            chunks.append(score(*(torch.from_numpy(array).to(device) for array in arrays), left_out)[:, 0].cpu().numpy())
+        return np.concatenate(chunks)
+
+    count = len(encoded.x)
+    on_held_out = errors(held_out, stored[count:])
+    in_memory = np.flatnonzero(stored[:count] >= 0)
+    on_stored = errors(Encoded(encoded.x[in_memory], encoded.present[in_memory]), stored[in_memory]) if len(in_memory) else on_held_out[:0]
+    both = np.concatenate([on_held_out, on_stored])
+    samples = [(on_held_out if name == "learned" else both)[:, index] for index, name in enumerate(score.views)]
+    return Calibration.fit(score.views, samples).with_normal(on_held_out)
 
 
 def _probe_bank(layout: Layout, levels: int, rng: np.random.Generator) -> Float32[torch.Tensor, "l p 1 u"]:
     """Fixed probes: numbers without noise (the score-norm view), categories masked in turn so that each one is asked about."""
-    bank = np.zeros((levels, _PROBES, 1, len(layout.units)), np.float32)
+    probes = _PROBES if layout.category_units else 1
+    bank = np.zeros((levels, probes, 1, len(layout.units)), np.float32)
     for level in range(levels):
         for index in layout.category_units:
-            bank[level, :, 0, index] = (rng.permutation(_PROBES) + 0.5) / _PROBES
+            bank[level, :, 0, index] = (rng.permutation(probes) + 0.5) / probes
     return torch.from_numpy(bank)
-
-
-def _neighbour_distance(memory: Float32[torch.Tensor, "m r"]) -> Float32[torch.Tensor, ""]:
-    """Mean distance of a stored row to its nearest others; the natural length of the kernel views."""
-    nearest = []
-    for start in range(0, len(memory), 512):
-        distance = torch.cdist(memory[start : start + 512], memory)
-        distance[torch.arange(len(distance)), torch.arange(start, start + len(distance))] = torch.inf
-        nearest.append(distance.topk(min(_NEIGHBOURS, len(memory) - 1), largest=False).values.mean(1))
-    # Tables full of duplicates have no distances to speak of; a small one keeps the kernel defined.
-    return torch.cat(nearest).mean().clamp_min(1e-2 * memory.shape[1] ** 0.5)
 
 
 def _report(last: TrainEvent | None, denoiser: Denoiser, rows: int, held_out: int) -> dict[str, Any]:

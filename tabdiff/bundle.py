@@ -35,8 +35,8 @@ from safetensors.numpy import save as save_tensors
 from tabdiff.codec import Codec
 from tabdiff.config import FitConfig
 from tabdiff.errors import BundleError, TabdiffError
+from tabdiff.files import atomic_folder
 from tabdiff.schema import Schema
-from tabdiff.sources import atomic_folder
 
 FORMAT = 1
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
@@ -80,7 +80,7 @@ class Bundle:
             "calibration.json": _dump(self.calibration),
             "model.json": _dump(self.model),
             # safetensors writes the buffer as it lies; a transposed array would come back scrambled.
-            "weights.safetensors": save_tensors({name: np.ascontiguousarray(t) for name, t in self.tensors.items()}),
+            "weights.safetensors": save_tensors({name: np.asarray(t, order="C") for name, t in self.tensors.items()}),
             "card.md": self.card().encode(),
         }
         manifest: dict[str, Any] = {
@@ -134,7 +134,8 @@ class Bundle:
         rows = "\n".join(
             f"| {_cell(column.name)} | {column.kind} | {column.role} |" for column in self.schema.columns
         )
-        memory = self.tensors["score.memory"].shape[0] if "score.memory" in self.tensors else 0
+        kernels = [tensor for name, tensor in self.tensors.items() if name.endswith((".raw.rows", "subsets.rows"))]
+        memory = sum(tensor.size // tensor.shape[-1] for tensor in kernels)
         privacy = (
             f"**This folder contains {memory} standardised training rows** (the kernel denoiser compares rows with them). "
             "Fit with `score.kernel_rows=0` for a model that carries none."

@@ -112,7 +112,7 @@ def _reported(command: Callable[..., Outcome]) -> Callable[..., None]:
     return run
 
 
-# --------------------------------------------------------------------------------------------------- commands
+# ------------------------------------------------------------------------------------------------- commands
 
 
 def _print_version(asked: bool) -> None:
@@ -297,7 +297,7 @@ def demo(
     return Outcome(values, [])
 
 
-# ------------------------------------------------------------------------------------------ reading, writing
+# ----------------------------------------------------------------------------------------- reading, writing
 
 
 def _api() -> Any:
@@ -336,14 +336,14 @@ def _read(data: str, query: str | None) -> pl.DataFrame:
 
 
 def _write(frame: pl.DataFrame, out: Path) -> None:
-    from tabdiff.sources import write
+    from tabdiff.files import write
 
     write(frame, out)
 
 
 def _check_table_file(out: Path) -> None:
     """Refuse an output that could not be written, before any work is done for it."""
-    from tabdiff.sources import WRITABLE
+    from tabdiff.files import WRITABLE
 
     if out.suffix.lower() not in WRITABLE:
         found = out.suffix or "no suffix"

@@ -1,10 +1,8 @@
 """Turn rows into float32 arrays and back.
 
-A number becomes its *rank-to-normal* value: Gaussian inside the training range, continued linearly outside, so that
-an outlier stays as far out as it is. Values that repeat (zero inflation, caps, few-level numbers) are *atoms*, states
-of a category of their own, and so is a missing value: nothing is filled with a mean and taken for truth. A category
-becomes one-hot; rare ones share `__other__`. Behind this *model view* the array carries the *raw view*, the
-standardised numbers themselves, for scores that compare rows by distance.
+The array of a row holds the *model view*, which the diffusion model covers (numbers by rank, atoms and gaps as states,
+categories one-hot; `tabdiff.codes`), and behind it three *distance views* for scores that compare rows by distance:
+the numbers as they are (`raw`), logarithmic in the tails (`asinh`), and by rank (`rank`), all standardised.
 
 The fitted state is plain JSON.
 """
@@ -14,103 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float32, Float64, Int
+from jaxtyping import Bool, Float32, Float64
 
+from tabdiff.codes import OTHER, VIEWS, CategoryCode, NumberCode, code_from_json, code_to_json
 from tabdiff.config import DataConfig
-from tabdiff.errors import ConfigError, Problem, SchemaError
+from tabdiff.errors import ConfigError
 from tabdiff.layout import Layout, Unit
 from tabdiff.schema import Column, Kind, Schema
-
-OTHER = "__other__"
-_RAW_LIMIT = 1e6  # standard deviations; keeps squares inside float32
-_ROWS_PER_LEVEL = 5  # a number with few levels is all atoms only if its levels do repeat
-
-
-@dataclass(frozen=True)
-class NumberCode:
-    """Fitted state of one number column.
-
-    States of the block, in order: one per atom, then "any other value" if ``has_value``, then missing. There is no
-    block if the column has neither atoms nor gaps.
-    """
-
-    atoms: tuple[float, ...]
-    has_value: bool
-    has_missing: bool
-    mean: float
-    scale: float
-    knots: tuple[float, ...]
-    normal_scores: tuple[float, ...]
-
-    @property
-    def states(self) -> int:
-        """Width of the block; 0 for a plain number."""
-        return len(self.atoms) + self.has_value + self.has_missing if self.atoms or self.has_missing else 0
-
-    @classmethod
-    def fit(cls, values: Float64[np.ndarray, " rows"], config: DataConfig) -> NumberCode:
-        """Choose atoms and knots from training values (NaN = missing)."""
-        seen = values[~np.isnan(values)]
-        levels, counts = np.unique(seen, return_counts=True)
-        if len(levels) <= config.max_levels and len(seen) >= _ROWS_PER_LEVEL * len(levels) or len(levels) == 1:
-            atoms = levels
-        else:
-            frequent = (counts >= config.atom_share * len(seen)) & (counts >= 2 * _ROWS_PER_LEVEL)
-            order = np.flatnonzero(frequent)[np.argsort(-counts[frequent], kind="stable")][: config.max_atoms]
-            atoms = np.sort(levels[order])
-        rest = seen[~np.isin(seen, atoms)]
-        mean, scale = float(seen.mean()), float(seen.std())
-        # A constant column still needs a unit in which a different value is far away.
-        scale = scale if scale > 1e-12 * max(1.0, abs(mean)) else max(1.0, abs(mean))
-        knots, scores = _normal_scores(rest, config.knots)
-        return cls(
-            tuple(atoms.tolist()), len(rest) > 0, len(seen) < len(values), mean, scale, tuple(knots.tolist()), tuple(scores.tolist())
-        )
-
-    def rank(self, values: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
-        """Rank-to-normal, linear outside the training range."""
-        knots, scores = np.asarray(self.knots), np.asarray(self.normal_scores)
-        inside = np.interp(values, knots, scores)
-        beyond = np.minimum(values - knots[0], 0.0) + np.maximum(values - knots[-1], 0.0)
-        return np.asarray(inside + np.clip(beyond / self.scale, -_RAW_LIMIT, _RAW_LIMIT))
-
-    def unrank(self, z: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
-        """Inverse of `rank`."""
-        knots, scores = np.asarray(self.knots), np.asarray(self.normal_scores)
-        if len(knots) == 1:
-            return np.asarray(knots[0] + (z - scores[0]) * self.scale)
-        beyond = np.minimum(z - scores[0], 0.0) + np.maximum(z - scores[-1], 0.0)
-        return np.asarray(np.interp(z, scores, knots) + beyond * self.scale)
-
-
-@dataclass(frozen=True)
-class CategoryCode:
-    """Fitted state of one category column. States: the kept categories, then `__other__`, then missing."""
-
-    categories: tuple[str, ...]
-    has_other: bool
-    has_missing: bool
-
-    @property
-    def states(self) -> int:
-        """Width of the block."""
-        return len(self.categories) + self.has_other + self.has_missing
-
-    @classmethod
-    def fit(cls, values: pl.Series, config: DataConfig) -> CategoryCode:
-        """Keep the frequent categories, most frequent first."""
-        counts = values.drop_nulls().value_counts().sort([pl.col("count"), pl.first()], descending=[True, False])
-        names, numbers = counts.to_series(0).to_list(), counts["count"].to_list()
-        # A column of singletons would leave nothing but `__other__`; then the frequency rule says nothing.
-        enough = config.min_category_rows if numbers and numbers[0] >= config.min_category_rows else 1
-        kept = [name for name, number in zip(names, numbers, strict=True) if number >= enough and name != OTHER]
-        kept = kept[: config.max_categories]
-        return cls(tuple(kept), len(kept) < len(names), values.null_count() > 0)
 
 
 @dataclass(frozen=True)
@@ -216,8 +128,8 @@ class Codec:
             if isinstance(code, NumberCode) and code.has_value:
                 units.append(Unit(index, "number", start, 1, gate))
                 start += 1
-        raw = [index for index, code in enumerate(self.codes.values()) for _ in range(_raw_width(code))]
-        return Layout(tuple(self._modelled_codes()), tuple(units), tuple(raw))
+        columns = [index for index, code in enumerate(self.codes.values()) for _ in range(code.view_width)]
+        return Layout(tuple(self._modelled_codes()), tuple(units), tuple(columns), VIEWS)
 
     @cached_property
     def attribution(self) -> Float32[np.ndarray, "layout_columns columns"]:
@@ -242,7 +154,7 @@ class Codec:
         for unit in self.layout.units:
             code = self._modelled_codes()[self.layout.columns[unit.column]]
             if unit.kind == "number" and isinstance(code, NumberCode):
-                low, high = np.float32(code.normal_scores[0]), np.float32(code.normal_scores[-1])
+                low, high = np.float32(code.rank.scores[0]), np.float32(code.rank.scores[-1])
                 # One float inwards, as rounding to float32 may lead just outside the range.
                 bounds[:, unit.start] = (low, high) if low == high else (np.nextafter(low, high), np.nextafter(high, low))
         return bounds
@@ -260,7 +172,7 @@ class Codec:
                 values[name] = np.where(unknown, np.nan, components[:, index])
         for index, (name, code) in enumerate(self._modelled_codes().items()):
             units = self.layout.units_of(index)
-            state = _states(values[name], code)
+            state = code.state_of(values[name])
             for number in units:
                 unit = self.layout.units[number]
                 if unit.kind == "category":
@@ -272,7 +184,7 @@ class Codec:
                     x[applies, unit.start] = code.rank(values[name][applies])
                     # A number whose gate is closed is absent by nature, not unseen.
                     present[:, number] = applies | (state >= 0) if code.states else applies
-        self._write_raw(x, values)
+        self._write_views(x, values)
         return Encoded(x, present)
 
     def decode(self, x: Float32[np.ndarray, "rows slots"]) -> pl.DataFrame:
@@ -307,7 +219,7 @@ class Codec:
             return names[np.where(state >= len(names) - 1, -1, state)]
         result = np.full(len(x), np.nan)
         if code.has_value:
-            result = code.unrank(x[:, units[-1].start].astype(np.float64))
+            result = code.rank.inverse(x[:, units[-1].start].astype(np.float64))
         if state is not None:
             lookup = np.array([*code.atoms, np.nan])
             is_value = (state == len(code.atoms)) & code.has_value
@@ -320,87 +232,53 @@ class Codec:
             return _as_text(column)
         return _as_number(column)
 
-    def _write_raw(self, x: Float32[np.ndarray, "rows slots"], values: dict[str, Any]) -> None:
-        slot = self.layout.model_width
+    def _write_views(self, x: Float32[np.ndarray, "rows slots"], values: dict[str, Any]) -> None:
+        starts = [self.layout.view(name).start for name in VIEWS]
+        offset = 0
         for name, code in self.codes.items():
             if isinstance(code, CategoryCode):
-                state = _states(values[name], code)
+                state = code.state_of(values[name])
                 rows = np.flatnonzero(state >= 0)
-                x[rows, slot + state[rows]] = np.sqrt(0.5)  # two different categories are a distance of 1 apart
+                for start in starts:
+                    x[rows, start + offset + state[rows]] = np.sqrt(0.5)  # different categories are a distance of 1 apart
             else:
-                standard = (values[name] - code.mean) / code.scale
-                x[:, slot] = np.clip(np.nan_to_num(standard), -_RAW_LIMIT, _RAW_LIMIT)
-                if code.has_missing:
-                    x[:, slot + 1] = np.isnan(standard)
-            slot += _raw_width(code)
+                for start, view in zip(starts, code.views(values[name]), strict=True):
+                    x[:, start + offset] = view
+                    if code.has_missing:
+                        x[:, start + offset + 1] = np.isnan(values[name])
+            offset += code.view_width
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads."""
         return {
-            "codes": {name: _code_to_json(code) for name, code in self.codes.items()},
+            "codes": {name: code_to_json(code) for name, code in self.codes.items()},
             "projection": None if self.projection is None else asdict(self.projection),
-            "projected": {name: _code_to_json(code) for name, code in self.projected.items()},
+            "projected": {name: code_to_json(code) for name, code in self.projected.items()},
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any], schema: Schema) -> Codec:
         """Rebuild from `to_json`."""
         projection = values["projection"]
-        projected = {name: _code_from_json(code) for name, code in values["projected"].items()}
+        projected = {name: code_from_json(code) for name, code in values["projected"].items()}
         return cls(
             schema,
-            {name: _code_from_json(code) for name, code in values["codes"].items()},
+            {name: code_from_json(code) for name, code in values["codes"].items()},
             None if projection is None else Projection(tuple(projection["columns"]), tuple(map(tuple, projection["components"]))),
             {name: code for name, code in projected.items() if isinstance(code, NumberCode)},
         )
 
 
 def trim_outermost(frame: pl.DataFrame, codec: Codec, share: float) -> pl.DataFrame:
-    """Drop the given share of rows that lie farthest out in the raw view: robust z-scores, largest per row."""
+    """Drop the given share of rows that lie farthest out: robust z-scores, largest per row."""
     if share == 0:
         return frame
-    raw = codec.encode(frame).x[:, codec.layout.model_width :]
+    raw = codec.encode(frame).x[:, codec.layout.view("raw")]
     median = np.median(raw, axis=0)
     spread = np.median(np.abs(raw - median), axis=0) * 1.4826
     distance = (np.abs(raw - median) / np.where(spread > 0, spread, np.inf)).max(axis=1)
     keep = np.sort(np.argsort(distance, kind="stable")[: frame.height - int(share * frame.height)])
     return frame[keep]
-
-
-def _normal_scores(
-    values: Float64[np.ndarray, " rows"], count: int
-) -> tuple[Float64[np.ndarray, " knots"], Float64[np.ndarray, " knots"]]:
-    """Quantile knots and the normal scores of their ranks, (rank - 1/2) / n (Hazen 1914); ties share their mean score."""
-    if not len(values):
-        return np.empty(0), np.empty(0)
-    share = np.linspace(0.0, 1.0, min(count, len(values)))
-    quantiles = np.quantile(values, share)
-    inverse = NormalDist().inv_cdf
-    scores = np.array([inverse(p) for p in (share * (len(values) - 1) + 0.5) / len(values)])
-    knots, position, repeats = np.unique(quantiles, return_inverse=True, return_counts=True)
-    return knots, np.bincount(position, weights=scores) / repeats
-
-
-def _states(values: Any, code: NumberCode | CategoryCode) -> Int[np.ndarray, " rows"]:
-    """State of each cell; -1 where training never showed one."""
-    if isinstance(code, CategoryCode):
-        order = {name: index for index, name in enumerate(code.categories)}
-        fallback = len(code.categories) if code.has_other else -1
-        missing = code.states - 1 if code.has_missing else -1
-        state = values.replace_strict(order, default=fallback, return_dtype=pl.Int64)
-        return np.where(values.is_null().to_numpy(), missing, state.fill_null(-1).to_numpy())
-    if not code.states:
-        return np.full(len(values), -1)
-    atoms = np.asarray(code.atoms)
-    state = np.full(len(values), len(atoms) if code.has_value else -1)
-    if len(atoms):
-        position = np.clip(np.searchsorted(atoms, values), 0, len(atoms) - 1)
-        state = np.where(atoms[position] == values, position, state)
-    return np.where(np.isnan(values), code.states - 1 if code.has_missing else -1, state)
-
-
-def _raw_width(code: NumberCode | CategoryCode) -> int:
-    return code.states if isinstance(code, CategoryCode) else 1 + code.has_missing
 
 
 def _standardised(
@@ -437,12 +315,3 @@ def _to_series(column: Column, values: Any) -> pl.Series:
         grid = column.resolution or 1
         return ((series / grid).round().cast(pl.Int64) * grid).cast(pl.Datetime("us"))
     return series.round().cast(pl.Int64)
-
-
-def _code_to_json(code: NumberCode | CategoryCode) -> dict[str, Any]:
-    return {"kind": "number" if isinstance(code, NumberCode) else "category", **asdict(code)}
-
-
-def _code_from_json(values: dict[str, Any]) -> NumberCode | CategoryCode:
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return NumberCode(**values) if values.pop("kind") == "number" else CategoryCode(**values)

@@ -72,7 +72,12 @@ class TrainConfig(_Options):
 class ScoreConfig(_Options):
     """Anomaly scores."""
 
-    kernel_rows: int = Field(4000, ge=0, le=100_000, description="training rows kept for the kernel denoiser; 0 keeps none")
+    kernel_rows: int = Field(
+        4096, ge=0, le=100_000, description="training rows kept for the kernel denoiser; 0 keeps none"
+    )
+    contaminated: bool = Field(
+        False, description="the training table contains anomalies; score by many small subsets of its better half"
+    )
     fdr: float = Field(0.05, gt=0, lt=1, description="false-discovery rate of the flags")
 
 

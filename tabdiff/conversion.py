@@ -105,10 +105,6 @@ def evidence(series: pl.Series, marked: pl.Series) -> str:
     return f"{shown} in row {row + 1}{more}"
 
 
-def is_text(series: pl.Series) -> bool:
-    return series.dtype in (pl.String, pl.Categorical, pl.Enum)
-
-
 def _wrong_type(series: pl.Series, column: Column, cure: str) -> SchemaError:
     return SchemaError([Problem(column.name, _RULES[column.kind], f"type {series.dtype}", cure)])
 
@@ -191,8 +187,10 @@ def _check_zone(zoned: bool, column: Column, found: str) -> None:
         expected = dtype.time_zone is not None
     elif column.time_format is not None:
         expected = column.time_format.endswith(("z", "Z"))
-    else:
-        expected = zoned and dtype != pl.Date
+    elif dtype == pl.Date:
+        expected = False
+    else:  # text in no single form may hold either
+        return
     if zoned == expected:
         return
     kind, cure = ("with", "replace_time_zone(...)") if expected else ("without", "replace_time_zone(None)")
@@ -228,7 +226,7 @@ _CONVERT = {
 
 
 def restore(series: pl.Series, column: Column) -> pl.Series:
-    """One canonical column in its original type; anything that cannot be written so becomes null."""
+    """One column in its original type; a canonical value that cannot be written so becomes null."""
     dtype = parse_dtype(column.dtype)
     rounded = column.canonical and column.kind in (Kind.CONTINUOUS, Kind.DATETIME)
     if dtype is None or (series.dtype == dtype and not rounded):
@@ -236,7 +234,7 @@ def restore(series: pl.Series, column: Column) -> pl.Series:
     if series.null_count() == len(series):
         written = pl.Series(column.name, [None] * len(series), dtype=dtype)
     elif not column.canonical:
-        return series.cast(dtype, strict=False)
+        return _restore_carried(series, dtype)
     elif column.kind is Kind.DATETIME:
         written = _restore_times(series, column, dtype)
     elif column.kind in NUMBERS:
@@ -249,6 +247,14 @@ def restore(series: pl.Series, column: Column) -> pl.Series:
     else:
         written = series.cast(dtype, strict=False)
     return written if column.null_text is None else written.fill_null(column.null_text)
+
+
+def _restore_carried(series: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Values that nobody converted keep the type they came in if the one of training cannot hold them."""
+    try:
+        return series.cast(dtype)
+    except pl.exceptions.InvalidOperationError:
+        return series
 
 
 def _restore_odd_categories(series: pl.Series, dtype: pl.DataType) -> pl.Series:
@@ -293,7 +299,7 @@ def _restore_numbers(series: pl.Series, column: Column, dtype: pl.DataType) -> p
         return _to_grid(series, column.resolution).cast(pl.Duration("us")).cast(dtype)
     if dtype.is_decimal():
         limit = 10.0 ** (dtype.precision - dtype.scale) - 10.0**-dtype.scale  # type: ignore[attr-defined]
-        return series.cast(pl.Float64).clip(-limit, limit).cast(dtype, strict=False)
+        return series.cast(pl.Float64).clip(-limit, limit).cast(dtype)
     if dtype.is_integer():
         bounds = pl.select(low=dtype.min(), high=dtype.max()).row(0)  # type: ignore[attr-defined]
         series = series.clip(max(bounds[0], -(2**63)), min(bounds[1], 2**63 - 1))
@@ -302,5 +308,6 @@ def _restore_numbers(series: pl.Series, column: Column, dtype: pl.DataType) -> p
 
 def _number_text(numbers: pl.Series, column: Column) -> pl.Series:
     if column.kind is Kind.CONTINUOUS and column.fixed_decimals:
-        return numbers.cast(pl.Decimal(38, column.decimals or 0), strict=False).cast(pl.String)
+        fitting = numbers.clip(-1e28, 1e28)  # with nine decimals, 38 digits hold no more
+        return fitting.cast(pl.Decimal(38, column.decimals or 0)).cast(pl.String)
     return numbers.cast(pl.String).str.replace(r"\.0$", "")

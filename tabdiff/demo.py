@@ -21,8 +21,9 @@ from tabdiff import Model, fit
 from tabdiff.config import parse_fit_config
 from tabdiff.errors import RuntimeUnavailable, SourceError
 from tabdiff.evaluate import detection, fidelity, page, privacy
+from tabdiff.files import atomic_write, write
 from tabdiff.scoring import Scores
-from tabdiff.sources import atomic_write, read, write
+from tabdiff.sources import read
 from tabdiff.terminal import table_of
 
 _FILES = (
@@ -95,8 +96,8 @@ def run(
         file.write_text(html, encoding="utf-8")
     seconds = time.monotonic() - started
     say(f"All done in {seconds:.0f} s. Look at {out / 'report.html'} in a browser. Beside it in {out}:")
-    say("  breast-cancer.model, scores.parquet                          the tumours")
-    say("  penguins.model, samples.parquet, gentoo.parquet, filled.parquet  the penguins")
+    say("  tumours: breast-cancer.model, scores.parquet")
+    say("  penguins: penguins.model, samples.parquet, gentoo.parquet, filled.parquet")
     say(f"Next: tabdiff show {out / 'penguins.model'}")
     say(f"      tabdiff sample {out / 'penguins.model'} --rows 5 --given species=Chinstrap --out new.csv")
     return {"out": str(out), "seconds": seconds, "detection": found, "sampling": drawn}
@@ -194,7 +195,7 @@ def _reasons(stage: _Stage, scores: Scores, test: pl.DataFrame, labels: list[str
     return page.paragraph(words) + cards
 
 
-# ----------------------------------------------------------------------------------------- synthetic rows
+# ------------------------------------------------------------------------------------------- synthetic rows
 
 
 def _penguins() -> pl.DataFrame:
@@ -284,7 +285,7 @@ def _fill_sex(stage: _Stage, model: Model, frame: pl.DataFrame, aside: pl.DataFr
     right = int((model.impute(hidden, seed=stage.seed)["sex"] == known["sex"]).sum())
     gaps = frame["sex"].null_count()
     words = (
-        f"The sex of {gaps} penguins was not recorded; filled.parquet has a guess for each. How good is that? "
+        f"The sex of {gaps} penguins is not recorded; filled.parquet has a guess for each. How good is it? "
         f"With the known sex of {known.height} penguins put aside hidden, {right} are guessed right ("
         f"{100 * right / known.height:.0f} %; tossing a coin: 50 %)."
     )

@@ -34,7 +34,7 @@ class SourceError(TabdiffError):
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a column, or with the whole `TABLE`: the rule, the value that breaks it, and the cure."""
+    """One offending column, or the `TABLE`: which rule it breaks, the value that shows it, and the cure."""
 
     column: str
     rule: str
@@ -80,10 +80,13 @@ class TabdiffWarning(UserWarning):
     """Something was accepted that the user may want to know of."""
 
 
+_NOT_THE_CALLER = ("tabdiff", "jaxtyping")  # where shapes are checked, jaxtyping wraps each function
+
+
 def warn(message: str) -> None:
     """Issue a `TabdiffWarning` that points at the line outside this package which led here."""
     level = 1
     frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "tabdiff":
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_CALLER:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, TabdiffWarning, stacklevel=level)

@@ -222,7 +222,7 @@ def measure(series: pl.Series, column: Column) -> tuple[Column, Problem | None]:
 
 
 def _with_text_form(series: pl.Series, column: Column) -> Column:
-    """Note how text writes its numbers or dates, where an override chose the kind and `guess` did not look."""
+    """How text writes its numbers or dates, where an override chose the kind and `guess` did not look."""
     if column.text_number or column.time_format:
         return column
     found = _dates_in_text(series) if column.kind is Kind.DATETIME and series.dtype != pl.String else None

@@ -3,8 +3,9 @@
 Every encoded batch is one float32 array ``(B, T, W)``: batch, time, slots. A *unit* is the smallest thing that
 is noised as a whole: one number (one slot) or one category (a one-hot block, whose masked state is all zeros).
 A column owns one or two units: a plain number or category one, a number with atoms or gaps two (which state, and
-the value, *gated* by the state that says "any other value"). The slots past ``model_width`` are the *raw view*, standardised numbers that the closed-form scores
-compare; the diffusion process never touches them.
+the value, *gated* by the state that says "any other value"). The slots past ``model_width`` are *views* of the row
+for scores that compare rows by distance, one after the other, each of the same slots on another scale; the diffusion
+process never touches them.
 """
 
 from __future__ import annotations
@@ -38,17 +39,19 @@ class Unit:
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns, their units, and the raw view behind them.
+    """Columns, their units, and the views behind them.
 
     Attributes:
         columns: names of the C modelled columns.
         units: U units, in slot order, without gaps.
-        raw: for each raw slot, in order, the number of its column.
+        view_columns: for each slot of a view, in order, the number of its column in the user's table.
+        views: names of the views.
     """
 
     columns: tuple[str, ...]
     units: tuple[Unit, ...]
-    raw: tuple[int, ...] = ()
+    view_columns: tuple[int, ...] = ()
+    views: tuple[str, ...] = ()
 
     @property
     def model_width(self) -> int:
@@ -58,7 +61,12 @@ class Layout:
     @property
     def width(self) -> int:
         """All slots: W."""
-        return self.model_width + len(self.raw)
+        return self.model_width + len(self.views) * len(self.view_columns)
+
+    def view(self, name: str) -> slice:
+        """Slots of a view."""
+        start = self.model_width + self.views.index(name) * len(self.view_columns)
+        return slice(start, start + len(self.view_columns))
 
     @cached_property
     def number_units(self) -> tuple[int, ...]:
@@ -109,10 +117,12 @@ class Layout:
         return {
             "columns": list(self.columns),
             "units": [[unit.column, unit.kind, unit.start, unit.width, unit.gate] for unit in self.units],
-            "raw": list(self.raw),
+            "view_columns": list(self.view_columns),
+            "views": list(self.views),
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Layout:
         """Rebuild from `to_json`."""
-        return cls(tuple(values["columns"]), tuple(Unit(*unit) for unit in values["units"]), tuple(values["raw"]))
+        units = tuple(Unit(*unit) for unit in values["units"])
+        return cls(tuple(values["columns"]), units, tuple(values["view_columns"]), tuple(values["views"]))

@@ -1,15 +1,15 @@
 """From reconstruction errors to scores that mean something.
 
-The runtime gives an error per view and column. A row's *view score* is the log of its total error there, measured
-against what held-out normal rows show: 0 is a typical normal row, 1 is one spread above it. The score is the weighted
-mean over views, its columns' contributions add up to it, and its p-value is the share of held-out normal rows that
-score at least as high (split conformal, Vovk et al. 2005).
+The runtime gives an error per view and column. A row's error in a view is standardised on the log scale by what normal
+rows show: z = 0 is a typical normal row, z = 1 about the worst in ten. The score adds up the squares of the positive z,
+so that one view that is sure is enough and two that agree count for more. Its columns' contributions add up to it, and
+its p-value is the share of held-out normal rows that score at least as high (split conformal, Vovk et al. 2005).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,43 +20,38 @@ from tabdiff.codec import Encoded
 from tabdiff.errors import ConfigError
 from tabdiff.runtime import Runtime
 
+_FLOOR = 1e-9  # keeps exact copies of training rows finite
+_LEAST_SCALE = 0.05  # keeps tables whose rows are all alike from calling every difference an anomaly
 CHUNK_ROWS = 1024  # large enough to fill the matrix products, small enough that memory does not grow with the table
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What normal rows look like in each view, fitted on rows that training did not see.
+    """What normal rows look like in each view.
 
     Attributes:
         views: names, in the order of the runtime's views.
-        floor: added to a view's total error before the log, so that an exact copy has a finite score.
-        center, scale: median and spread of normal rows' log errors in each view.
-        weight: weight of each view; they sum to 1.
+        center, scale: median of normal rows' log errors in each view, and how far their 90 % quantile lies above it.
         normal: sorted scores of held-out normal rows.
     """
 
     views: tuple[str, ...]
-    floor: tuple[float, ...]
     center: tuple[float, ...]
     scale: tuple[float, ...]
-    weight: tuple[float, ...]
     normal: tuple[float, ...] = ()
 
     @classmethod
-    def fit(cls, errors: Float[np.ndarray, "n v c"], views: Sequence[str], weights: Sequence[float]) -> Calibration:
-        """Fit on the errors of held-out normal rows."""
-        total = errors.sum(axis=2, dtype=np.float64)
-        floor = 1e-6 * np.median(total, axis=0) + 1e-12
-        logs = np.log(total + floor)
-        center = np.median(logs, axis=0)
-        # The upper half alone tells how far normal rows reach up; near-copies stretch the lower one.
-        scale = np.maximum(np.quantile(logs, 0.9, axis=0) - center, 1e-3)
-        weight = np.asarray(weights, dtype=np.float64) / np.sum(weights)
-        fitted = cls(
-            tuple(views), tuple(floor.tolist()), tuple(center.tolist()), tuple(scale.tolist()), tuple(weight.tolist())
-        )
-        scores, _ = fitted.combine(errors)
-        return cls(*(getattr(fitted, name) for name in ("views", "floor", "center", "scale", "weight")), tuple(np.sort(scores).tolist()))
+    def fit(cls, views: Sequence[str], errors: Sequence[Float[np.ndarray, "_ c"]]) -> Calibration:
+        """Fit on errors of normal rows, for each view those of rows that it has not seen (their numbers may differ)."""
+        logs = [np.log(view.sum(axis=1, dtype=np.float64) + _FLOOR) for view in errors]
+        center = [float(np.median(log)) for log in logs]
+        # The upper part alone tells how far normal rows reach up; near-copies stretch the lower one.
+        scale = [float(np.quantile(log, 0.9)) - middle + _LEAST_SCALE for log, middle in zip(logs, center, strict=True)]
+        return cls(tuple(views), tuple(center), tuple(scale))
+
+    def with_normal(self, errors: Float[np.ndarray, "n v c"]) -> Calibration:
+        """The same with the scores of held-out normal rows, which p-values count."""
+        return replace(self, normal=tuple(np.sort(self.combine(errors)[0]).tolist()))
 
     def combine(
         self, errors: Float[np.ndarray, "n v c"]
@@ -64,13 +59,13 @@ class Calibration:
         """Score of each row (higher = more abnormal) and the contribution of each column, which add up to it."""
         errors = errors.astype(np.float64)
         total = errors.sum(axis=2)
-        standard = (np.log(total + np.asarray(self.floor)) - np.asarray(self.center)) / np.asarray(self.scale)
-        weight = np.asarray(self.weight)
-        # einsum instead of a matrix product: the order of summation, and so the last bit, is the same in every batch.
-        score = np.einsum("nv,v->n", standard, weight)
+        z = (np.log(total + _FLOOR) - np.asarray(self.center)) / np.asarray(self.scale)
+        # The linear term only keeps the order among rows that no view finds unusual.
+        parts = np.maximum(z, 0.0) ** 2 + 1e-3 * z
         share = errors / np.maximum(total, 1e-300)[..., None]
         share[total == 0] = 1.0 / errors.shape[2]
-        return score, score[:, None] * np.einsum("nvc,v->nc", share, weight)
+        contributions = np.einsum("nvc,nv->nc", share, parts)
+        return parts.sum(axis=1), contributions
 
     def p_value(self, scores: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
         """(1 + number of held-out normal rows that score at least as high) / (number + 1)."""

@@ -222,7 +222,6 @@ def describe_filled(frame: pl.DataFrame, filled: pl.DataFrame, draws: int, out: 
 def describe_model(bundle: Bundle, path: Path) -> Outcome:
     """All that a model folder says of itself."""
     report, calibration, card = bundle.model["report"], bundle.calibration, path / "card.md"
-    weights = zip(calibration["views"], calibration["weight"], strict=True)
     values: dict[str, Any] = {
         "path": str(path),
         "card": str(card),
@@ -230,7 +229,7 @@ def describe_model(bundle: Bundle, path: Path) -> Outcome:
         "config": bundle.config.model_dump(),
         "schema": bundle.schema.to_json(),
         "report": report,
-        "views": [{"view": name, "weight": weight} for name, weight in weights],
+        "views": calibration["views"],
         "calibration": calibration,
     }
     made = f"Model {path}, written {bundle.manifest['created']} by tabdiff {bundle.manifest['tabdiff']}."
@@ -254,12 +253,8 @@ def _what_is_normal(calibration: dict[str, Any]) -> list[Any]:
 
     normal = np.asarray(calibration["normal"])
     middle, high, highest = np.quantile(normal, [0.5, 0.95, 1.0])
-    views = ", ".join(
-        f"{name} ({weight:.2f})"
-        for name, weight in zip(calibration["views"], calibration["weight"], strict=True)
-    )
     return [
-        f"Views and their weight in the score: {views}.",
+        f"Views that the score is made of: {', '.join(calibration['views'])}.",
         f"{count(len(normal), 'held-out row')} score {middle:.2f} in the median, {high:.2f} at 95 %, "
         f"{highest:.2f} at most.",
     ]

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share, and how the suite runs: shapes checked, few threads, repeatable examples."""
+"""Shared fixtures, and how the suite runs: shapes checked, one thread, repeatable examples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# One thread: the same sums in the same order on every machine. Read when torch is imported, here and in subprocesses.
+# One thread: the same sums in the same order on every machine, and no waiting where cores are shared.
+# Read when torch is imported, here and in subprocesses.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -35,9 +36,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 def make_mixed_table(rows: int = 400, seed: int = 0) -> pl.DataFrame:
     """A table with one of everything.
 
-    `order_id` repeats nowhere and `remark` is free text: both are carried through. `weight` and `price` depend on each
-    other, `discount` is zero in most rows, `items` is an integer, `channel` depends on the price and has rare levels,
-    `express` depends on the channel, `ordered` is a time, `rating` has gaps.
+    `order_id` repeats nowhere and `remark` is free text: both are carried through. `weight` and `price` go
+    together, `discount` is zero in most rows, `items` is an integer. `channel` depends on the price and has
+    rare levels, `express` depends on the channel, `ordered` is a time, `rating` has gaps.
     """
     rng = np.random.default_rng(seed)
     weight = rng.lognormal(0.5, 0.6, rows)
@@ -47,9 +48,12 @@ def make_mixed_table(rows: int = 400, seed: int = 0) -> pl.DataFrame:
     channel = np.where(rng.random(rows) < np.where(expensive, 0.8, 0.3), "web", "shop").astype(object)
     rare = rng.random(rows) < 0.02
     channel[rare] = rng.choice(["phone", "fair", "letter"], rare.sum())
-    rating = [None if gap else int(stars) for gap, stars in zip(rng.random(rows) < 0.15, rng.integers(1, 6, rows), strict=True)]
-    start = datetime(2024, 1, 1)  # noqa: DTZ001 - a table's own clock, without a zone
-    words = ["please ring twice", "gift", "leave with neighbour", "call first", "no substitute", "fragile", "urgent", "thanks"]
+    stars = rng.integers(1, 6, rows).tolist()
+    rating = [None if gap else star for gap, star in zip(rng.random(rows) < 0.15, stars, strict=True)]
+    start = datetime(2024, 1, 1)
+    words = ["please", "ring", "leave", "call", "gift", "urgent", "fragile", "thanks", "first", "twice"]
+    hours = np.sort(rng.integers(0, 24 * 300, rows)).tolist()
+    remarks = [f"{' '.join(rng.choice(words, 4))} {rng.integers(1_000_000)}" for _ in range(rows)]
     return pl.DataFrame(
         {
             "order_id": np.arange(10_000, 10_000 + rows),
@@ -59,9 +63,9 @@ def make_mixed_table(rows: int = 400, seed: int = 0) -> pl.DataFrame:
             "items": rng.poisson(3, rows) + 1,
             "channel": channel.tolist(),
             "express": (channel == "web") & (rng.random(rows) < 0.6),
-            "ordered": [start + timedelta(hours=int(hour)) for hour in np.sort(rng.integers(0, 24 * 300, rows))],
+            "ordered": [start + timedelta(hours=hour) for hour in hours],
             "rating": rating,
-            "remark": [f"{rng.choice(words)} {rng.choice(words)} {rng.integers(1_000_000)}" for _ in range(rows)],
+            "remark": remarks,
         }
     )
 
@@ -80,11 +84,13 @@ def fitted_table() -> pl.DataFrame:
 
 @pytest.fixture(scope="session")
 def small_model(fitted_table: pl.DataFrame) -> Model:
-    """A model of `fitted_table`, trained just enough to be one. Do not change it: the whole session shares it."""
+    """A model of `fitted_table`, trained just enough to be one. Do not change it: all tests share it."""
     import tabdiff
     from tabdiff.config import NetworkConfig, TrainConfig
 
-    options = tabdiff.FitConfig(network=NetworkConfig(width=32, blocks=1), train=TrainConfig(steps=80, batch_size=256))
+    options = tabdiff.FitConfig(
+        network=NetworkConfig(width=32, blocks=1), train=TrainConfig(steps=80, batch_size=256)
+    )
     return tabdiff.fit(fitted_table, options)
 
 

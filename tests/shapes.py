@@ -11,22 +11,13 @@ from typing import Any
 
 from beartype import beartype
 
-# Annotations that are wrong today; remove each with its cure.
-_WRONG = {
-    ("kernel_mean", "sigma"),  # also takes a number as a tensor without axes
-    ("__init__", "surprise"),  # a stored tensor without axes comes back with one
-}
 _ARRAY = re.compile(r"\b(Bool|Float|Float32|Float64|Int|Shaped)\[")
 
 
 def arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     """Check the arguments and results of `function` that are annotated with a jaxtyping shape."""
     annotations = function.__annotations__
-    function.__annotations__ = {
-        name: hint
-        for name, hint in annotations.items()
-        if _ARRAY.search(str(hint)) and (function.__name__, name) not in _WRONG
-    }
+    function.__annotations__ = {name: hint for name, hint in annotations.items() if _ARRAY.search(str(hint))}
     try:
         return beartype(function)
     finally:

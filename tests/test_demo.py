@@ -39,7 +39,7 @@ def test_files(done: tuple[Path, dict[str, Any], str]) -> None:
     assert filled.select(pl.all().null_count().sum()).row(0) == (0,) * 8
     assert values["seconds"] > 0
     assert str(out / "report.html") in told
-    assert told.count("done in") == 7
+    assert told.count("  done in") == 7
 
 
 @pytest.mark.slow

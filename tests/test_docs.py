@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import re
 import shlex
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,10 @@ from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
 import tabdiff
-from tabdiff import errors, sources
+from tabdiff import errors
+from tabdiff.config import TrainConfig
 from tabdiff.nn import train
+from tabdiff.schema import read_overrides
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -35,9 +38,8 @@ def page_name(page: Path) -> str:
 def blocks(page: Path) -> list[tuple[str, int, str]]:
     """(language, line, text) of every fenced block."""
     tokens = MarkdownIt().parse(page.read_text(encoding="utf-8"))
-    return [
-        (token.info, token.map[0] + 1, token.content) for token in tokens if token.type == "fence" and token.map
-    ]
+    fences = [token for token in tokens if token.type == "fence"]
+    return [(token.info, token.map[0] + 1, token.content) for token in fences if token.map]
 
 
 def commands(text: str) -> list[str]:
@@ -45,9 +47,7 @@ def commands(text: str) -> list[str]:
 
 
 @pytest.fixture
-def folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixed_table: Callable[..., pl.DataFrame]
-) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixed_table: Callable[..., pl.DataFrame]) -> Path:
     """A folder with the data that the pages speak of, and a short training."""
     mixed_table(400, seed=0).write_parquet(tmp_path / "orders.parquet")
     new = mixed_table(100, seed=1)
@@ -57,7 +57,7 @@ def folder(
     new.with_columns(wrong).write_parquet(tmp_path / "new_orders.parquet")
     monkeypatch.chdir(tmp_path)
 
-    def planned_steps(_: object, config: tabdiff.config.TrainConfig) -> int:
+    def planned_steps(_: object, config: TrainConfig) -> int:
         return config.steps or _STEPS
 
     monkeypatch.setattr(train, "planned_steps", planned_steps)
@@ -89,7 +89,7 @@ def test_code_blocks_run_in_order(page: Path, folder: Path) -> None:
                 run_command(command)
         elif language == "toml":
             (folder / "columns.toml").write_text(text, encoding="utf-8")
-            tabdiff.schema.read_overrides(folder / "columns.toml")
+            read_overrides(folder / "columns.toml")
         else:
             assert language == "text", f"{page}:{line}: say what language the block is"
 
@@ -98,7 +98,8 @@ def test_readme_shows_python_and_the_command_line() -> None:
     shown = [text for language, _, text in blocks(ROOT / "README.md") if language == "python"]
     assert len(shown) == 1
     assert len(shown[0].strip().splitlines()) <= 12
-    used = {c.split()[1] for _, _, text in blocks(ROOT / "README.md") for c in commands(text) if c.startswith("tabdiff")}
+    lines = [line for _, _, text in blocks(ROOT / "README.md") for line in commands(text)]
+    used = {line.split()[1] for line in lines if line.startswith("tabdiff")}
     assert {"fit", "score", "sample"} <= used
 
 
@@ -139,16 +140,15 @@ def test_the_reference_builds_without_a_warning(tmp_path: Path) -> None:
 
 def public_functions() -> list[tuple[str, Callable[..., object]]]:
     """What a user can call: public functions, and public methods of public classes that tabdiff defines."""
-    found: list[tuple[str, Callable[..., object]]] = [
-        (f"sources.{name}", getattr(sources, name)) for name in ("read", "write", "fingerprint")
-    ]
+    found: list[tuple[str, Callable[..., object]]] = []
     for name in tabdiff.__all__:
         thing = getattr(tabdiff, name)
         if not inspect.isclass(thing):
             found.append((name, thing))
         elif not issubclass(thing, Warning | Exception) and not hasattr(thing, "model_fields"):
-            members = inspect.getmembers(thing, lambda member: inspect.isfunction(member) or inspect.ismethod(member))
-            found += [(f"{name}.{member}", method) for member, method in members if not member.startswith("_")]
+            members = inspect.getmembers(thing, inspect.isroutine)
+            own = [(name, member) for name, member in members if not name.startswith("_")]
+            found += [(f"{thing.__name__}.{name}", member) for name, member in own]
     return found
 
 
@@ -158,9 +158,11 @@ def test_every_public_name_has_a_docstring() -> None:
     assert not nameless
 
 
-@pytest.mark.parametrize(("name", "function"), public_functions(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "function"), [pytest.param(*pair, id=pair[0]) for pair in public_functions()]
+)
 def test_docstrings_name_the_errors_that_are_raised(name: str, function: Callable[..., object]) -> None:
-    tree = ast.parse(inspect.cleandoc(inspect.getsource(inspect.unwrap(function))))
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
     raised = {
         part.id
         for node in ast.walk(tree)

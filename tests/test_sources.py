@@ -19,9 +19,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tabdiff import sources
+from tabdiff import csv_files
 from tabdiff.errors import SchemaError, SourceError, TabdiffWarning
-from tabdiff.sources import atomic_folder, atomic_write, fingerprint, read, write
+from tabdiff.files import atomic_folder, atomic_write, fingerprint, write
+from tabdiff.sources import load, read
 
 FRAME = pl.DataFrame({"n": [3, 1, 2], "x": [1.5, None, -2.0], "s": ["a", "ü", None]})
 
@@ -62,6 +63,8 @@ def test_an_arrow_stream_is_read(tmp_path: Path) -> None:
         ('a;b\n"1,5";"x,y;z"\n', [(1.5, "x,y;z")]),
         ('a,b\n"x\ny",1\n', [("x\ny", 1)]),
         ("a,b\r\n1,x\r\n\r\n\r\n", [(1, "x")]),
+        ("a,b\r1,x\r2,y\r", [(1, "x"), (2, "y")]),
+        ("a\n1\n\n", [(1,), (None,)]),
         ("a,b\n1,NA\n,N/A\nnan,null\nNone,NULL\n5,NaN\n", [(v, None) for v in (1, None, None, None, 5)]),
         ("a,b\n?,?\n1,x\n", [("?", "?"), ("1", "x")]),
         ("zip,n\n02138,1\n10001,2\n", [("02138", 1), ("10001", 2)]),
@@ -134,6 +137,30 @@ def test_truncated_parquet(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(SourceError, match=r"t\.parquet: not a readable parquet file"):
         read(path)
+
+
+def test_a_damaged_page_is_told_of_by_load(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        pl.DataFrame({"n": range(20_000)}).write_parquet(tmp_path / f"{name}.parquet")
+    path = tmp_path / "b.parquet"
+    assert load(tmp_path).equals(read(tmp_path).collect())
+    data = bytearray(path.read_bytes())
+    data[4:2000] = b"\xff" * 1996  # the first page; the footer stays whole
+    path.write_bytes(data)
+    assert read(path).collect_schema() == {"n": pl.Int64}
+    for source in (path, tmp_path):
+        with pytest.raises(SourceError, match=r"b\.parquet: not a readable parquet file \(.+\)\. Copy"):
+            load(source)
+
+
+def test_a_value_that_no_type_holds_is_told_of_by_load(tmp_path: Path) -> None:
+    path = put(tmp_path / "t.csv", "a\n" + "1\n" * 5000 + "9" * 45 + "\n")
+    with pytest.raises(SourceError, match=r"t\.csv: not a readable csv file \(could not parse `9+`"):
+        load(path)
+
+
+def test_load_queries(shop: Path) -> None:
+    assert load(f"sqlite:///{shop}", query="select id from orders").rows() == [(1,), (2,)]
 
 
 def test_missing_files(tmp_path: Path) -> None:
@@ -259,6 +286,13 @@ def test_passwords_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not any(secret in shown for secret in ("s3cr", "sslpassword=hidden", "ann:"))
         assert caught.value.__cause__ is None
         assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("password", ["x1/y2", "x1?y2", "x1#y2", "x1@y2/z3", "x1[y2"])
+def test_passwords_that_break_the_url_are_not_shown(password: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        read(f"postgresql://ann:{password}@127.0.0.1:1/shop", query="select 1")
+    assert not any(part in str(caught.value) for part in ("ann", "x1", "y2", "z3"))
 
 
 def test_an_unreachable_server_is_a_source_error() -> None:
@@ -451,7 +485,7 @@ def test_fingerprint_ignores_chunks_and_sees_every_change() -> None:
 
 def test_fingerprint_is_the_same_in_another_process() -> None:
     table = "{'a': ['x', None], 'b': [1, 2]}"
-    code = f"import polars, tabdiff.sources as s; print(s.fingerprint(polars.DataFrame({table})))"
+    code = f"import polars, tabdiff.files as s; print(s.fingerprint(polars.DataFrame({table})))"
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -464,7 +498,7 @@ def test_fingerprint_is_the_same_in_another_process() -> None:
 
 
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=8).filter(
-    lambda text: text.strip() not in {*sources.NULL_TEXTS, ""} and text[0] not in "=+-@\t'"
+    lambda text: text.strip() not in {*csv_files.NULL_TEXTS, ""} and text[0] not in "=+-@\t'"
 )
 
 

@@ -76,7 +76,7 @@ class Denoiser(nn.Module):
         layout = process.layout
         for name, value in {"mean": mean, "basis": basis, "variance": variance, "noise_scale": noise_scale}.items():
             self.register_buffer(name, value)
-        inputs = length * (layout.model_width + len(layout.units))
+        inputs = length * (layout.model_width + len(layout.number_units) + len(layout.units))
         self.level = nn.Sequential(nn.Linear(_TIME_FEATURES, _LEVEL_WIDTH), nn.SiLU())
         self.read = nn.Linear(inputs, width)
         self.blocks = nn.ModuleList(ResidualBlock(width, dropout) for _ in range(blocks))
@@ -106,13 +106,16 @@ class Denoiser(nn.Module):
             given = x_t.new_zeros((*x_t.shape[:-1], len(layout.units)), dtype=torch.bool)
         noise_variance = (process.sigma(t)[:, None] * self.noise_scale) ** 2
         total = self.variance + noise_variance
-        rotated = (x_t[..., process.number_slots].flatten(1) - self.mean) @ self.basis
+        centred = x_t[..., process.number_slots].flatten(1) - self.mean
+        rotated = centred @ self.basis
         c_skip, c_out, c_in = self.variance / total, (self.variance * noise_variance / total).sqrt(), total.rsqrt()
 
         seen = x_t.clone()
         seen[..., process.number_slots] = (rotated * c_in).view(len(x_t), self.length, -1)
         level = self.level(time_features(t))
-        h = self.read(torch.cat([seen.flatten(1), given.flatten(1).to(x_t.dtype)], dim=-1))
+        # Given numbers enter once more by themselves: scaled with the noisy ones they would vanish at high levels.
+        known = centred * given[..., process.number_units].flatten(1)
+        h = self.read(torch.cat([seen.flatten(1), known, given.flatten(1).to(x_t.dtype)], dim=-1))
         for block in self.blocks:
             h = block(h, level)
         out = self.write(nn.functional.silu(self.norm(h))).view(len(x_t), self.length, -1)

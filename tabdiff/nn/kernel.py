@@ -17,14 +17,156 @@ _MISMATCH = 1e-6  # probability that a shown category is not the row's own; keep
 
 
 def kernel_mean(
-    x: Float[Tensor, "b d"], rows: Float[Tensor, "m d"], sigma: float | Float[Tensor, "b 1"], log_weight: Tensor | None = None
+    x: Float[Tensor, "b d"], rows: Float[Tensor, "m d"], sigma: float | Tensor
 ) -> Float[Tensor, "b d"]:
     """E[x_0 | x] for x_0 uniform over `rows` and x = x_0 + N(0, sigma^2): softmax of -|x - r|^2 / 2 sigma^2 (eq. B.3)."""
-    # |x|^2 is the same for every row and drops out of the softmax.
-    logits = (x @ rows.T - 0.5 * rows.square().sum(-1)) / sigma**2
-    if log_weight is not None:
-        logits = logits + log_weight
-    return torch.softmax(logits, dim=-1) @ rows
+    return torch.softmax(log_kernel(x, rows) / sigma**2, dim=-1) @ rows
+
+
+def log_kernel(x: Float[Tensor, "b d"], rows: Float[Tensor, "m d"]) -> Float[Tensor, "b m"]:
+    """-|x - r|^2 / 2 up to a constant per x, which drops out of any softmax; 0 at the nearest row.
+
+    In double precision: the terms are far larger than their difference, and in single precision a score would depend on
+    how its batch was cut.
+    """
+    x, rows = x.double(), rows.double()
+    logits = x @ rows.T - 0.5 * rows.square().sum(-1)
+    return (logits - logits.amax(-1, keepdim=True)).float()
+
+
+class KernelView(nn.Module):
+    """Reconstruct rows by the kernel denoiser in one view of the numbers, in a metric of its own.
+
+    The metric whitens the residuals that training rows show when each is left out: a direction in which rows are
+    reconstructed closely counts for more, and errors are in units of what is usual (a Mahalanobis distance of residuals).
+    Noise levels are multiples of the mean distance to the nearest rows, so they mean the same in every table.
+
+    Args:
+        rows: (M, R) stored training rows, already in the metric.
+        transform: (R, R) takes a row into the metric.
+        inverse: (R, R) takes it back.
+        levels: (K,) noise levels.
+    """
+
+    rows: Tensor
+    transform: Tensor
+    inverse: Tensor
+    levels: Tensor
+
+    def __init__(
+        self,
+        rows: Float[Tensor, "m r"],
+        transform: Float[Tensor, "r r"],
+        inverse: Float[Tensor, "r r"],
+        levels: Float[Tensor, " k"],
+    ) -> None:
+        super().__init__()
+        for name, value in {"rows": rows, "transform": transform, "inverse": inverse, "levels": levels}.items():
+            self.register_buffer(name, value)
+
+    def forward(
+        self, x: Float[Tensor, "b r"], left_out: Tensor | None = None
+    ) -> tuple[Float[Tensor, "b k r"], Float[Tensor, "b m"]]:
+        """Squared residual of one noiseless step at each level, shared out over the slots of the view, and the logits.
+
+        `left_out` (B,) is the stored row to ignore for each x, -1 for none.
+        """
+        x = x @ self.transform
+        logits = log_kernel(x, self.rows)
+        if left_out is not None:
+            own = torch.arange(len(self.rows), device=x.device) == left_out[:, None]
+            logits = logits.masked_fill(own, -torch.inf)
+            logits = logits - logits.amax(-1, keepdim=True)
+        found = torch.stack([torch.softmax(logits / level**2, dim=-1) @ self.rows for level in self.levels], dim=1)
+        residual = x[:, None] - found
+        # |r T|^2 = sum over slots of r (T T' r): what each slot adds, never counted below zero.
+        parts = ((residual @ self.inverse) * (residual @ self.transform.T)).clamp_min(0)
+        total = residual.square().sum(-1, keepdim=True)
+        return parts * (total / parts.sum(-1, keepdim=True).clamp_min(1e-30)), logits
+
+
+def fit_kernel_view(rows: Float[Tensor, "m r"], factors: tuple[float, ...], floor: float = 1e-3) -> KernelView:
+    """Choose metric and noise levels from the stored rows, each left out in turn.
+
+    Args:
+        rows: (M, R) standardised rows.
+        factors: noise levels in mean distances to the nearest rows.
+        floor: smallest eigenvalue of the residual covariance, as a share of the largest.
+    """
+    identity = torch.eye(rows.shape[1])
+    level = 0.3 * neighbour_distance(rows)
+    residuals = []
+    for start in range(0, len(rows), 512):
+        chunk = rows[start : start + 512]
+        logits = log_kernel(chunk, rows)
+        logits[torch.arange(len(chunk)), torch.arange(start, start + len(chunk))] = -torch.inf
+        residuals.append(chunk - torch.softmax(logits / level**2, dim=-1) @ rows)
+    residual = torch.cat(residuals).double()
+    centred = residual - residual.mean(0)
+    variance, axes = torch.linalg.eigh(centred.T @ centred / len(residual) + 1e-12 * identity)
+    deviation = variance.clamp_min(floor * variance.max()).sqrt()
+    transform = (axes / deviation).float().contiguous()
+    moved = rows @ transform
+    inverse = (axes * deviation).T.float().contiguous()
+    return KernelView(moved, transform, inverse, torch.tensor(factors) * neighbour_distance(moved))
+
+
+class SubsetKernels(nn.Module):
+    """Kernel denoisers over small random subsets of rows, for training tables that contain anomalies.
+
+    A subset of 32 rows hardly ever holds two anomalies of the same kind, so an anomaly finds nothing like itself there
+    (the argument of Isolation Forest, Liu et al. 2008, for a reconstruction). A row never counts as its own neighbour.
+
+    Args:
+        rows: (P, S, R) the subsets.
+        levels: (P,) noise level of each.
+    """
+
+    rows: Tensor
+    levels: Tensor
+
+    def __init__(self, rows: Float[Tensor, "p s r"], levels: Float[Tensor, " p"]) -> None:
+        super().__init__()
+        self.register_buffer("rows", rows)
+        self.register_buffer("levels", levels)
+
+    def forward(self, x: Float[Tensor, "b r"]) -> Float[Tensor, "b p r"]:
+        """Squared residual of one noiseless step in each subset."""
+        squared = (x[:, None, None] - self.rows).square().sum(-1)
+        level = self.levels[:, None] ** 2
+        logits = torch.where(squared < 1e-6 * level, -1e6, -0.5 * squared / level)
+        found = torch.einsum("bps,psr->bpr", torch.softmax(logits, dim=-1), self.rows)
+        return (x[:, None] - found).square()
+
+
+def fit_subset_kernels(
+    rows: Float[Tensor, "n r"], generator: torch.Generator, *, subsets: int = 16, size: int = 32, level: float = 0.5
+) -> SubsetKernels:
+    """Draw subsets, drop the half of all rows that they reconstruct worst, and draw again from the better half."""
+    trial = _draw_subsets(rows, generator, 4 * subsets, size, level)
+    energy = torch.cat([trial(chunk).sum(-1).clamp_min(1e-9).log().mean(-1) for chunk in rows.split(512)])
+    return _draw_subsets(rows[energy <= energy.median()], generator, subsets, size, level)
+
+
+def _draw_subsets(
+    rows: Float[Tensor, "n r"], generator: torch.Generator, count: int, size: int, level: float
+) -> SubsetKernels:
+    size = min(size, max(2, len(rows) // 2))
+    drawn = torch.stack([rows[torch.randperm(len(rows), generator=generator)[:size]] for _ in range(count)])
+    distance = torch.cdist(drawn, drawn)
+    distance[:, torch.arange(size), torch.arange(size)] = torch.inf
+    return SubsetKernels(drawn, level * distance.amin(-1).mean(-1).clamp_min(1e-3))
+
+
+def neighbour_distance(rows: Float[Tensor, "m r"], neighbours: int = 5) -> Float[Tensor, ""]:
+    """Mean distance of a row to its nearest others; the natural length of a table."""
+    nearest = []
+    for start in range(0, len(rows), 512):
+        distance = torch.cdist(rows[start : start + 512], rows)
+        distance[torch.arange(len(distance)), torch.arange(start, start + len(distance))] = torch.inf
+        nearest.append(distance.topk(min(neighbours, len(rows) - 1), largest=False).values.mean(1))
+    # Tables full of duplicates have no distances to speak of; a small one keeps the kernel defined.
+    return torch.cat(nearest).mean().clamp_min(1e-3)
 
 
 class KernelDenoiser(nn.Module):

@@ -11,77 +11,95 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tabdiff.nn.denoiser import Denoiser
-from tabdiff.nn.kernel import kernel_mean
+from tabdiff.nn.kernel import KernelView, SubsetKernels
+
+_NEIGHBOUR_SHARE = 0.25  # how far a row is excused by the errors of its neighbours
 
 
 class Score(nn.Module):
     """Reconstruction error per view and column.
 
-    A *view* is one way to reconstruct a row: by the kernel denoiser at one noise level on the raw numbers, or by the
-    learned denoiser at one noise level, averaged over a few probes. The probes are a fixed bank stored with the model, so
-    the score of a row depends on the row alone. Errors are deviances: squared residuals of numbers, -2 log p of masked
-    categories, and `surprise` for a cell that holds something training never showed.
+    A *view* is one way to reconstruct a row: by the kernel denoiser on one scale of the numbers, or by the learned
+    denoiser, each at a few noise levels (their geometric mean). All probes are stored with the model, so the score of a row
+    depends on the row alone. Errors are deviances: squared residuals of numbers, -2 log p of masked categories, and
+    `surprise` for a cell that holds something training never showed.
 
     Args:
         denoiser: the learned denoiser.
-        memory: (M, T R) raw view of stored training rows, M may be 0.
-        kernel_sigmas: (K,) noise levels of the kernel views.
-        levels: (L,) times of the learned views.
+        kernels: kernel views by name.
+        usual_log: (M,) log error that each row stored in the raw view shows when it is left out; a row is also judged
+            against what its neighbours show.
+        usual_level: () noise level at which neighbours are weighed.
+        subsets: kernels for contaminated tables, or None; if given they are the only view.
+        times: (L,) times of the learned view, L may be 0.
         noise: (L, P, T, U) probe bank, P probes per level.
-        raw_columns: (R, C) 1 where a raw slot belongs to a column.
+        view_columns: (R, C) 1 where a slot of a distance view belongs to a column.
         units_to_columns: (U, C) share of a unit's error that each column carries.
-        surprise: error of a cell never seen, 2 log(rows + 1).
+        surprise: () error of a cell never seen, 2 log(rows + 1).
     """
 
-    memory: Tensor
-    kernel_sigmas: Tensor
-    levels: Tensor
+    usual_log: Tensor
+    usual_level: Tensor
+    times: Tensor
     noise: Tensor
-    raw_columns: Tensor
+    view_columns: Tensor
     units_to_columns: Tensor
     surprise: Tensor
 
     def __init__(
         self,
         denoiser: Denoiser,
+        kernels: dict[str, KernelView],
+        subsets: SubsetKernels | None,
         *,
-        memory: Float[Tensor, "m tr"],
-        kernel_sigmas: Float[Tensor, " k"],
-        levels: Float[Tensor, " l"],
+        usual_log: Float[Tensor, " m"],
+        usual_level: Float[Tensor, ""],
+        times: Float[Tensor, " l"],
         noise: Float[Tensor, "l p t u"],
-        raw_columns: Float[Tensor, "r c"],
+        view_columns: Float[Tensor, "r c"],
         units_to_columns: Float[Tensor, "u c"],
         surprise: Float[Tensor, ""],
     ) -> None:
         super().__init__()
-        self.denoiser = denoiser
-        buffers = {"memory": memory, "kernel_sigmas": kernel_sigmas, "levels": levels, "noise": noise}
-        buffers |= {"raw_columns": raw_columns, "units_to_columns": units_to_columns, "surprise": surprise}
+        self.denoiser, self.kernels, self.subsets = denoiser, nn.ModuleDict(kernels), subsets
+        buffers = {"usual_log": usual_log, "usual_level": usual_level, "times": times, "noise": noise}
+        buffers |= {"view_columns": view_columns, "units_to_columns": units_to_columns, "surprise": surprise}
         for name, value in buffers.items():
             self.register_buffer(name, value)
 
-    def forward(self, x: Float[Tensor, "b t w"], present: Bool[Tensor, "b t u"]) -> Float[Tensor, "b t v c"]:
-        """Errors of every view, kernel views first."""
+    @property
+    def views(self) -> list[str]:
+        """Names of the views, in order."""
+        names = [part for name in self.kernels for part in ((name, "neighbours") if name == "raw" else (name,))]
+        return names + ["subsets"] * (self.subsets is not None) + ["learned"] * (len(self.times) > 0)
+
+    def forward(
+        self, x: Float[Tensor, "b t w"], present: Bool[Tensor, "b t u"], left_out: Tensor | None = None
+    ) -> Float[Tensor, "b t v c"]:
+        """Errors of every view. `left_out` (B,) names stored rows to ignore, for calibration on the stored rows."""
+        layout = self.denoiser.process.layout
+        views = []
+        for name, kernel in self.kernels.items():
+            squared, logits = kernel(x[..., layout.view(name)].flatten(1), left_out)
+            views.append(_merge(squared @ self.view_columns))
+            if name == "raw":
+                usual = torch.softmax(logits / self.usual_level**2, dim=-1) @ self.usual_log
+                views.append(views[-1] * torch.exp(-_NEIGHBOUR_SHARE * usual)[:, None])
+        if self.subsets is not None:
+            views.append(_merge(self.subsets(x[..., layout.view("asinh")].flatten(1)) @ self.view_columns))
+        errors = [view[:, None] for view in views]
+        if len(self.times):
+            errors.append(self.learned_errors(x, present))
         absent = (~present).to(x.dtype) @ self.units_to_columns * self.surprise
-        views = [self.kernel_errors(x), self.learned_errors(x, present)]
-        return torch.cat([view + absent[:, :, None, :] for view in views], dim=2)
+        return torch.stack(errors, dim=2) + absent[:, :, None, :]
 
-    def kernel_errors(self, x: Float[Tensor, "b t w"]) -> Float[Tensor, "b t k c"]:
-        """Squared residual of one noiseless step of the kernel denoiser, on the raw view."""
-        raw = x[..., self.denoiser.process.layout.model_width :]
-        residuals = [
-            (raw - kernel_mean(raw.flatten(1), self.memory, sigma).view_as(raw)).square() @ self.raw_columns
-            for sigma in self.kernel_sigmas
-        ]
-        return torch.stack(residuals, dim=2) if residuals else x.new_zeros((*x.shape[:2], 0, self.raw_columns.shape[1]))
-
-    def learned_errors(self, x: Float[Tensor, "b t w"], present: Bool[Tensor, "b t u"]) -> Float[Tensor, "b t l c"]:
+    def learned_errors(self, x: Float[Tensor, "b t w"], present: Bool[Tensor, "b t u"]) -> Float[Tensor, "b t c"]:
         """Deviance of one learned denoise per probe; all probes in one batch."""
         process, layout = self.denoiser.process, self.denoiser.process.layout
         levels, probes, length, units = self.noise.shape
         b = len(x)
         noise = self.noise.reshape(-1, 1, length, units).expand(-1, b, -1, -1).reshape(-1, length, units)
-        t = self.levels.repeat_interleave(probes * b)
+        t = self.times.repeat_interleave(probes * b)
         x0 = x[..., : layout.model_width].repeat(levels * probes, 1, 1)
         x_t = process.corrupt(x0, t, noise)
         mean, log_probability, _ = self.denoiser.estimate(x_t, t)
@@ -98,8 +116,16 @@ class Score(nn.Module):
                 weights[..., index] = x0[..., unit.gate]
         errors = (errors * weights).view(levels, probes, b, length, units)
         counts = weights.view(levels, probes, b, length, units).sum(1).clamp_min(1.0)
-        per_unit = errors.sum(1) / counts * present.to(x.dtype)
-        return (per_unit @ self.units_to_columns).permute(1, 2, 0, 3)
+        per_column = (errors.sum(1) / counts * present.to(x.dtype)) @ self.units_to_columns
+        return _merge(per_column.permute(1, 2, 0, 3))
+
+
+def _merge(errors: Float[Tensor, "*b k c"]) -> Float[Tensor, "*b c"]:
+    """One error per column from K noise levels: the geometric mean of the totals, shared out as the levels do on average."""
+    total = errors.sum(-1)
+    share = (errors / total.clamp_min(1e-30)[..., None]).mean(-2)
+    # The floor only keeps exact copies of training rows finite.
+    return share * torch.log(total + 1e-9).mean(-1).exp()[..., None]
 
 
 class Step(nn.Module):

@@ -12,6 +12,7 @@ from tabdiff.bundle import Bundle
 from tabdiff.errors import RuntimeUnavailable
 from tabdiff.layout import Layout
 from tabdiff.nn.denoiser import Denoiser
+from tabdiff.nn.kernel import KernelView, SubsetKernels
 from tabdiff.nn.process import MixedProcess
 from tabdiff.nn.programs import Score, Step
 
@@ -51,11 +52,17 @@ def build_denoiser(layout: Layout, model: dict[str, Any], tensors: dict[str, np.
 
 def build_programs(bundle: Bundle) -> tuple[Score, Step]:
     """Score and Step with the bundle's weights; they share one denoiser."""
-    tensors = bundle.tensors
-    denoiser = build_denoiser(bundle.codec.layout, bundle.model, tensors)
-    names = ("memory", "kernel_sigmas", "levels", "noise", "raw_columns", "units_to_columns", "surprise")
-    score = Score(denoiser, **{name: torch.as_tensor(tensors[f"score.{name}"]) for name in names})
-    score.load_state_dict({name.removeprefix("score."): torch.as_tensor(value) for name, value in tensors.items()})
+    tensors = {name.removeprefix("score."): torch.as_tensor(value) for name, value in bundle.tensors.items()}
+    denoiser = build_denoiser(bundle.codec.layout, bundle.model, bundle.tensors)
+    kernels = {
+        view: KernelView(*(tensors[f"kernels.{view}.{name}"] for name in ("rows", "transform", "inverse", "levels")))
+        for view in bundle.codec.layout.views
+        if f"kernels.{view}.rows" in tensors
+    }
+    subsets = SubsetKernels(tensors["subsets.rows"], tensors["subsets.levels"]) if "subsets.rows" in tensors else None
+    names = ("usual_log", "usual_level", "times", "noise", "view_columns", "units_to_columns", "surprise")
+    score = Score(denoiser, kernels, subsets, **{name: tensors[name] for name in names})
+    score.load_state_dict(tensors)
     return score.eval(), Step(denoiser).eval()
 
 

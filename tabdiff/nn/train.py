@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from tabdiff.config import TrainConfig
 from tabdiff.errors import TrainingError
+from tabdiff.files import atomic_folder
 from tabdiff.layout import Layout
 from tabdiff.nn.denoiser import Denoiser, time_features
-from tabdiff.sources import atomic_folder
 
 _HELD_OUT_ROWS = 2048
 _COMPUTE = 1.6e12  # floating-point operations of the default budget; about 40 s of one core of 2020
@@ -240,7 +240,7 @@ class _State:
         # One stratified draw of levels per batch: less variance than independent ones (Kingma et al. 2021, appendix I.1).
         offset = torch.rand((), generator=generator)
         t = ((torch.arange(config.batch_size) + offset) / config.batch_size).clamp_min(1e-4).to(device)
-        noise = draw_noise(self.denoiser.process.layout, (config.batch_size, x.shape[1]), generator).to(device)
+        noise = _decouple(draw_noise(self.denoiser.process.layout, (config.batch_size, x.shape[1]), generator), self.denoiser.process.layout, generator).to(device)
         given = _draw_given(self.denoiser.process.layout, present[rows], config.condition_share, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -336,6 +336,22 @@ def draw_noise(layout: Layout, shape: tuple[int, ...], generator: torch.Generato
     noise = torch.randn((*shape, len(layout.units)), generator=generator)
     uniform = torch.rand((*shape, len(layout.category_units)), generator=generator)
     noise[..., list(layout.category_units)] = uniform
+    return noise
+
+
+def _decouple(
+    noise: Float[Tensor, "b t u"], layout: Layout, generator: torch.Generator
+) -> Float[Tensor, "b t u"]:
+    """In half of the rows, mask categories at a rate of their own instead of with probability t.
+
+    Otherwise the network would hardly ever see a category beside numbers that are still noise, or clean numbers beside
+    masked categories, which is what conditional sampling asks it about.
+    """
+    apart = torch.rand((len(noise), 1, 1), generator=generator) < 0.5
+    rate = torch.rand((len(noise), 1, 1), generator=generator)
+    categories = list(layout.category_units)
+    # 1 is shown and 0 is masked at any t.
+    noise[..., categories] = torch.where(apart, (noise[..., categories] >= rate).float(), noise[..., categories])
     return noise
 
 

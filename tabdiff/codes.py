@@ -1,0 +1,193 @@
+"""How one column becomes numbers: the fitted state of a number and of a category column.
+
+A number becomes its *rank-to-normal* value: Gaussian inside the training range, continued linearly outside, so that
+an outlier stays as far out as it is. Values that repeat (zero inflation, caps, few-level numbers) are *atoms*, states
+of a category of their own, and so is a missing value: nothing is filled with a mean and taken for truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float64, Int
+
+from tabdiff.config import DataConfig
+
+OTHER = "__other__"
+VIEWS = ("raw", "asinh", "rank")
+_LIMIT = 1e6  # standard deviations; keeps squares inside float32
+_ROWS_PER_LEVEL = 5  # a number with few levels is all atoms only if its levels do repeat
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Rank-to-normal inside the training range, linear in units of `scale` outside.
+
+    Piecewise linear between quantile knots and the normal scores of their ranks, (rank - 1/2) / n (Hazen 1914).
+    """
+
+    knots: tuple[float, ...]
+    scores: tuple[float, ...]
+    scale: float
+
+    @classmethod
+    def fit(cls, values: Float64[np.ndarray, " rows"], count: int, scale: float) -> Rank:
+        """At most `count` knots; tied values share their mean score."""
+        if not len(values):
+            return cls((), (), scale)
+        share = np.linspace(0.0, 1.0, min(count, len(values)))
+        inverse = NormalDist().inv_cdf
+        scores = np.array([inverse(p) for p in (share * (len(values) - 1) + 0.5) / len(values)])
+        knots, position, repeats = np.unique(np.quantile(values, share), return_inverse=True, return_counts=True)
+        return cls(tuple(knots.tolist()), tuple((np.bincount(position, weights=scores) / repeats).tolist()), scale)
+
+    def __call__(self, values: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
+        """Normal scores of values."""
+        inside = np.interp(values, self.knots, self.scores)
+        beyond = np.minimum(values - self.knots[0], 0.0) + np.maximum(values - self.knots[-1], 0.0)
+        return np.asarray(inside + np.clip(beyond / self.scale, -_LIMIT, _LIMIT))
+
+    def inverse(self, z: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
+        """Values of normal scores."""
+        beyond = np.minimum(z - self.scores[0], 0.0) + np.maximum(z - self.scores[-1], 0.0)
+        return np.asarray(np.interp(z, self.scores, self.knots) + beyond * self.scale)
+
+
+@dataclass(frozen=True)
+class NumberCode:
+    """Fitted state of one number column.
+
+    States of the block, in order: one per atom, then "any other value" if ``has_value``, then missing. There is no
+    block if the column has neither atoms nor gaps. ``rank`` covers the values that are no atoms; the rest of the
+    fields describe all values, for the distance views.
+    """
+
+    atoms: tuple[float, ...]
+    has_value: bool
+    has_missing: bool
+    mean: float
+    scale: float
+    rank: Rank
+    median: float
+    spread: float
+    rank_of_all: Rank
+    view_moments: tuple[tuple[float, float], ...]
+
+    @property
+    def states(self) -> int:
+        """Width of the block; 0 for a plain number."""
+        return len(self.atoms) + self.has_value + self.has_missing if self.atoms or self.has_missing else 0
+
+    @property
+    def view_width(self) -> int:
+        """Slots in each view: the number, and whether it is missing."""
+        return 1 + self.has_missing
+
+    @classmethod
+    def fit(cls, values: Float64[np.ndarray, " rows"], config: DataConfig) -> NumberCode:
+        """Choose atoms and knots from training values (NaN = missing)."""
+        seen = values[~np.isnan(values)]
+        levels, counts = np.unique(seen, return_counts=True)
+        if len(levels) == 1 or (len(levels) <= config.max_levels and len(seen) >= _ROWS_PER_LEVEL * len(levels)):
+            atoms = levels
+        else:
+            frequent = (counts >= config.atom_share * len(seen)) & (counts >= 2 * _ROWS_PER_LEVEL)
+            order = np.flatnonzero(frequent)[np.argsort(-counts[frequent], kind="stable")][: config.max_atoms]
+            atoms = np.sort(levels[order])
+        rest = seen[~np.isin(seen, atoms)]
+        mean, scale = float(seen.mean()), float(seen.std())
+        # A constant column still needs a unit in which a different value is far away.
+        scale = scale if scale > 1e-12 * max(1.0, abs(mean)) else max(1.0, abs(mean))
+        low, median, high = np.quantile(seen, [0.25, 0.5, 0.75]).tolist()
+        spread = (high - low) / 1.349  # the standard deviation of a Gaussian with these quartiles
+        code = cls(
+            atoms=tuple(atoms.tolist()),
+            has_value=len(rest) > 0,
+            has_missing=len(seen) < len(values),
+            mean=mean,
+            scale=scale,
+            rank=Rank.fit(rest, config.knots, scale),
+            median=median,
+            spread=spread if spread > 1e-9 * scale else scale,
+            rank_of_all=Rank.fit(seen, config.knots, scale),
+            view_moments=((0.0, 1.0),) * len(VIEWS),
+        )
+        moments = [(float(view.mean()), float(view.std())) for view in code.views(seen)]
+        return replace(code, view_moments=tuple((mean, std if std > 1e-9 else 1.0) for mean, std in moments))
+
+    def views(self, values: Float64[np.ndarray, " rows"]) -> list[Float64[np.ndarray, " rows"]]:
+        """The column in each of VIEWS, standardised on the training rows; a missing value lies at the mean."""
+        asinh = np.arcsinh((values - self.median) / self.spread)
+        plain = ((values - self.mean) / self.scale, asinh, self.rank_of_all(values))
+        standard = [(view - mean) / std for view, (mean, std) in zip(plain, self.view_moments, strict=True)]
+        return [np.clip(np.nan_to_num(view), -_LIMIT, _LIMIT) for view in standard]
+
+    def state_of(self, values: Float64[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+        """State of each cell; -1 where training never showed one, and in a column without a block."""
+        if not self.states:
+            return np.full(len(values), -1)
+        atoms = np.asarray(self.atoms)
+        state = np.full(len(values), len(atoms) if self.has_value else -1)
+        if len(atoms):
+            position = np.clip(np.searchsorted(atoms, values), 0, len(atoms) - 1)
+            state = np.where(atoms[position] == values, position, state)
+        return np.where(np.isnan(values), self.states - 1 if self.has_missing else -1, state)
+
+
+@dataclass(frozen=True)
+class CategoryCode:
+    """Fitted state of one category column. States: the kept categories, then `__other__`, then missing."""
+
+    categories: tuple[str, ...]
+    has_other: bool
+    has_missing: bool
+
+    @property
+    def states(self) -> int:
+        """Width of the block."""
+        return len(self.categories) + self.has_other + self.has_missing
+
+    @classmethod
+    def fit(cls, values: pl.Series, config: DataConfig) -> CategoryCode:
+        """Keep the frequent categories, most frequent first."""
+        counts = values.drop_nulls().value_counts().sort([pl.col("count"), pl.first()], descending=[True, False])
+        names, numbers = counts.to_series(0).to_list(), counts["count"].to_list()
+        # A column of singletons would leave nothing but `__other__`; then the frequency rule says nothing.
+        enough = config.min_category_rows if numbers and numbers[0] >= config.min_category_rows else 1
+        kept = [name for name, number in zip(names, numbers, strict=True) if number >= enough and name != OTHER]
+        kept = kept[: config.max_categories]
+        return cls(tuple(kept), len(kept) < len(names), values.null_count() > 0)
+
+    @property
+    def view_width(self) -> int:
+        """Slots in each view: one-hot."""
+        return self.states
+
+    def state_of(self, values: pl.Series) -> Int[np.ndarray, " rows"]:
+        """State of each cell; -1 where training never showed one."""
+        order = {name: index for index, name in enumerate(self.categories)}
+        fallback = len(self.categories) if self.has_other else -1
+        missing = self.states - 1 if self.has_missing else -1
+        state = values.replace_strict(order, default=fallback, return_dtype=pl.Int64)
+        return np.where(values.is_null().to_numpy(), missing, state.fill_null(-1).to_numpy())
+
+
+def code_to_json(code: NumberCode | CategoryCode) -> dict[str, Any]:
+    """Plain values that `code_from_json` reads."""
+    return {"kind": "number" if isinstance(code, NumberCode) else "category", **asdict(code)}
+
+
+def code_from_json(values: dict[str, Any]) -> NumberCode | CategoryCode:
+    """Rebuild from `code_to_json`."""
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key != "kind"}
+    if values["kind"] == "category":
+        return CategoryCode(**plain)
+    for name in ("rank", "rank_of_all"):
+        rank = plain[name]
+        plain[name] = Rank(tuple(rank["knots"]), tuple(rank["scores"]), rank["scale"])
+    plain["view_moments"] = tuple(tuple(pair) for pair in plain["view_moments"])
+    return NumberCode(**plain)
