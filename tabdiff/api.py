@@ -20,10 +20,11 @@ from tabdiff.layout import Layout
 from tabdiff.model import Model
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.kernel import KernelView, fit_kernel_view, fit_subset_kernels
+from tabdiff.nn.objective import fill_gated
 from tabdiff.nn.process import MixedProcess
 from tabdiff.nn.programs import Score, Step
 from tabdiff.nn.runtime import TorchRuntime, resolve_device
-from tabdiff.nn.train import TrainEvent, fill_gated, train
+from tabdiff.nn.train import TrainEvent, train
 from tabdiff.schema import Role, Schema
 from tabdiff.scoring import CHUNK_ROWS, Calibration
 
@@ -66,7 +67,9 @@ def fit(
     conformed = _without_known_anomalies(schema.conform(frame), schema)
     if conformed.height < MINIMUM_ROWS:
         cure = "Collect more rows."
-        raise SchemaError([Problem(TABLE, f"fitting needs at least {MINIMUM_ROWS} rows", f"{conformed.height} rows", cure)])
+        raise SchemaError(
+            [Problem(TABLE, f"fitting needs at least {MINIMUM_ROWS} rows", f"{conformed.height} rows", cure)]
+        )
     train_rows, held_out_rows = _split(conformed, config)
     codec = Codec.fit(train_rows, schema, config.data)
     if config.data.trim:
@@ -78,7 +81,11 @@ def fit(
     denoiser = _build_denoiser(codec.layout, encoded, config).to(device)
     last = None
     for event in train(
-        denoiser, *_windows(encoded, codec.layout), *_windows(held_out, codec.layout), config.train, checkpoint=checkpoint
+        denoiser,
+        *_windows(encoded, codec.layout),
+        *_windows(held_out, codec.layout),
+        config.train,
+        checkpoint=checkpoint,
     ):
         last = event
         if on_event is not None:
@@ -114,7 +121,9 @@ def load(path: str | Path, *, device: str = "auto") -> Model:
 def _without_known_anomalies(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     for column in schema.columns:
         if column.role is Role.LABEL and column.name in frame.columns:
-            normal = frame[column.name].cast(pl.String).str.to_lowercase().is_in(["", "0", "0.0", "false", "no", "normal"])
+            normal = (
+                frame[column.name].cast(pl.String).str.to_lowercase().is_in(["", "0", "0.0", "false", "no", "normal"])
+            )
             frame = frame.filter(normal.fill_null(True))
     return frame
 
@@ -126,9 +135,7 @@ def _split(frame: pl.DataFrame, config: FitConfig) -> tuple[pl.DataFrame, pl.Dat
     return frame[np.sort(order[held_out:])], frame[np.sort(order[:held_out])]
 
 
-def _windows(
-    encoded: Encoded, layout: Layout
-) -> tuple[Float32[torch.Tensor, "n 1 w"], Bool[torch.Tensor, "n 1 u"]]:
+def _windows(encoded: Encoded, layout: Layout) -> tuple[Float32[torch.Tensor, "n 1 w"], Bool[torch.Tensor, "n 1 u"]]:
     x = torch.from_numpy(encoded.x[:, None, : layout.model_width])
     return x, torch.from_numpy(encoded.present[:, None, :])
 
@@ -140,7 +147,9 @@ def _build_denoiser(layout: Layout, encoded: Encoded, config: FitConfig) -> Deno
     numbers = x[:, layout.number_slots].double()
     mean = numbers.mean(0)
     # A small ridge: collinear columns have eigenvalues near 0, which no noise level would resolve.
-    covariance = (numbers - mean).T @ (numbers - mean) / len(numbers) + 1e-4 * torch.eye(numbers.shape[1], dtype=torch.double)
+    covariance = (numbers - mean).T @ (numbers - mean) / len(numbers) + 1e-4 * torch.eye(
+        numbers.shape[1], dtype=torch.double
+    )
     variance, basis = torch.linalg.eigh(covariance)
     basis = basis.contiguous()  # as it will be after loading, so that scores stay the same to the last bit
     correlated = config.process.kind == "anisotropic"
@@ -225,13 +234,19 @@ def _calibrate(
             rows = slice(start, start + CHUNK_ROWS)
             arrays = (part.x[rows, None, :], part.present[rows, None, :])
             left_out = torch.from_numpy(places[rows]).to(device) if score.kernels else None
-            chunks.append(score(*(torch.from_numpy(array).to(device) for array in arrays), left_out)[:, 0].cpu().numpy())
+            chunks.append(
+                score(*(torch.from_numpy(array).to(device) for array in arrays), left_out)[:, 0].cpu().numpy()
+            )
         return np.concatenate(chunks)
 
     count = len(encoded.x)
     on_held_out = errors(held_out, stored[count:])
     in_memory = np.flatnonzero(stored[:count] >= 0)
-    on_stored = errors(Encoded(encoded.x[in_memory], encoded.present[in_memory]), stored[in_memory]) if len(in_memory) else on_held_out[:0]
+    on_stored = (
+        errors(Encoded(encoded.x[in_memory], encoded.present[in_memory]), stored[in_memory])
+        if len(in_memory)
+        else on_held_out[:0]
+    )
     both = np.concatenate([on_held_out, on_stored])
     samples = [(on_held_out if name == "learned" else both)[:, index] for index, name in enumerate(score.views)]
     return Calibration.fit(score.views, samples).with_normal(on_held_out)

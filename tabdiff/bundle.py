@@ -40,7 +40,15 @@ from tabdiff.schema import Schema
 
 FORMAT = 1
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-_REQUIRED = ("config.json", "schema.json", "codec.json", "calibration.json", "model.json", "weights.safetensors", "card.md")
+_REQUIRED = (
+    "config.json",
+    "schema.json",
+    "codec.json",
+    "calibration.json",
+    "model.json",
+    "weights.safetensors",
+    "card.md",
+)
 _VERSIONED = ("numpy", "polars", "torch", "scikit-learn", "onnxruntime", "onnxruntime-gpu")
 
 
@@ -122,7 +130,15 @@ class Bundle:
                 manifest["fingerprint"],
                 manifest,
             )
-        except (ValueError, KeyError, TypeError, IndexError, ValidationError, SafetensorError, TabdiffError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            IndexError,
+            ValidationError,
+            SafetensorError,
+            TabdiffError,
+        ) as error:
             raise BundleError(
                 f"the model {str(path)!r} passes its checksums but cannot be understood: {type(error).__name__}: {error}. "
                 f"It was written by tabdiff {manifest.get('tabdiff')}; fit it again with this version."
@@ -131,9 +147,7 @@ class Bundle:
     def card(self) -> str:
         """What a person should know before using the model."""
         report, score = self.model["report"], self.config.score
-        rows = "\n".join(
-            f"| {_cell(column.name)} | {column.kind} | {column.role} |" for column in self.schema.columns
-        )
+        rows = "\n".join(f"| {_cell(column.name)} | {column.kind} | {column.role} |" for column in self.schema.columns)
         kernels = [tensor for name, tensor in self.tensors.items() if name.endswith((".raw.rows", "subsets.rows"))]
         memory = sum(tensor.size // tensor.shape[-1] for tensor in kernels)
         privacy = (
@@ -186,7 +200,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BundleError(f"a model folder holds a manifest.json; {str(file)!r} is missing. Is it a model?") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{str(file)!r} is not a readable manifest ({error}). Restore the folder from a copy.") from error
+        raise BundleError(
+            f"{str(file)!r} is not a readable manifest ({error}). Restore the folder from a copy."
+        ) from error
     if manifest.get("format") != FORMAT:
         raise BundleError(
             f"{str(file)!r} has format {manifest.get('format')!r}; this version reads format {FORMAT}. "
@@ -197,7 +213,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     missing = [name for name in _REQUIRED if name not in files]
     unsafe = [name for name in files if not _NAME.fullmatch(name)]
     if missing or unsafe:
-        raise BundleError(f"{str(file)!r} lists {'no ' + missing[0] if missing else 'the unsafe name ' + repr(unsafe[0])}.")
+        raise BundleError(
+            f"{str(file)!r} lists {'no ' + missing[0] if missing else 'the unsafe name ' + repr(unsafe[0])}."
+        )
     return manifest
 
 
@@ -221,7 +239,9 @@ def _read_checked(path: Path, name: str, entry: dict[str, Any]) -> bytes:
 
 def _refuse_link(file: Path) -> None:
     if file.is_symlink():
-        raise BundleError(f"{str(file)!r} is a symbolic link; a model holds its own files. Restore the folder from a copy.")
+        raise BundleError(
+            f"{str(file)!r} is a symbolic link; a model holds its own files. Restore the folder from a copy."
+        )
 
 
 def _describe(content: bytes) -> dict[str, Any]:

@@ -74,9 +74,7 @@ ModelArgument = Annotated[
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="Result: .parquet, .csv, .arrow or .feather.", show_default=False)
 ]
-QueryOption = Annotated[
-    str | None, typer.Option("--query", help="SELECT statement, if DATA is a database URL.")
-]
+QueryOption = Annotated[str | None, typer.Option("--query", help="SELECT statement, if DATA is a database URL.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same rows.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -148,9 +146,7 @@ def fit(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in train.steps=2000.")
     ] = None,
-    columns: Annotated[
-        Path | None, typer.Option("--columns", help="Kinds and roles of columns, as TOML.")
-    ] = None,
+    columns: Annotated[Path | None, typer.Option("--columns", help="Kinds and roles of columns, as TOML.")] = None,
     query: QueryOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that was cut off.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away a fit that was cut off.")] = False,
@@ -178,12 +174,8 @@ def score(
     model_dir: ModelArgument,
     data: DataArgument,
     out: OutOption,
-    fdr: Annotated[
-        float | None, typer.Option("--fdr", help="Flag so that about this share of flags is false.")
-    ] = None,
-    contamination: Annotated[
-        float | None, typer.Option("--contamination", help="Flag this share of the rows.")
-    ] = None,
+    fdr: Annotated[float | None, typer.Option("--fdr", help="Flag so that about this share of flags is false.")] = None,
+    contamination: Annotated[float | None, typer.Option("--contamination", help="Flag this share of the rows.")] = None,
     query: QueryOption = None,
     as_json: JsonOption = False,
 ) -> Outcome:
@@ -280,9 +272,7 @@ def doctor(as_json: JsonOption = False) -> Outcome:
 @app.command()
 @_reported
 def demo(
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for models, tables and report.html.")
-    ] = Path("demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for models, tables and report.html.")] = Path("demo"),
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> Outcome:
@@ -330,9 +320,7 @@ def _read(data: str, query: str | None) -> pl.DataFrame:
         return read(data, query=query).collect()
     except (pl.exceptions.PolarsError, OSError) as error:  # damage that shows only when the rows are read
         reason = str(error).strip().partition("\n")[0]
-        raise SourceError(
-            f"{data}: the rows cannot be read ({reason}). Copy or write the file again."
-        ) from error
+        raise SourceError(f"{data}: the rows cannot be read ({reason}). Copy or write the file again.") from error
 
 
 def _write(frame: pl.DataFrame, out: Path) -> None:
@@ -376,18 +364,14 @@ def _checkpoint(out: Path, *, resume: bool, restart: bool) -> Path:
     """Where the state of the fit is kept; whatever is there already needs a decision."""
     folder = out.with_name(f"{out.name}.checkpoint")
     if resume and restart:
-        raise ConfigError(
-            "--resume goes on with a fit, --restart throws it away; got both. Leave one of them out."
-        )
+        raise ConfigError("--resume goes on with a fit, --restart throws it away; got both. Leave one of them out.")
     if folder.exists() and restart:
         shutil.rmtree(folder)
     elif folder.exists() and not resume:
         cure = "Add --resume to go on with it, or --restart to throw it away."
         raise TrainingError(f"{folder}: found a fit that was cut off. {cure}")
     elif resume and not folder.exists():
-        warnings.warn(
-            f"nothing to resume in {folder}; the fit starts from the beginning", TabdiffWarning, stacklevel=2
-        )
+        warnings.warn(f"nothing to resume in {folder}; the fit starts from the beginning", TabdiffWarning, stacklevel=2)
     return folder
 
 
@@ -398,9 +382,7 @@ def _resumable(checkpoint: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if checkpoint.exists():
-            raise KeyboardInterrupt(
-                "The same command with --resume goes on from the last checkpoint."
-            ) from None
+            raise KeyboardInterrupt("The same command with --resume goes on from the last checkpoint.") from None
         raise KeyboardInterrupt("There was no checkpoint yet, so nothing is left behind.") from None
 
 

@@ -88,7 +88,11 @@ class Codec:
 
     @classmethod
     def _fit_projected(
-        cls, frame: pl.DataFrame, schema: Schema, codes: dict[str, NumberCode | CategoryCode], config: DataConfig
+        cls,
+        frame: pl.DataFrame,
+        schema: Schema,
+        codes: dict[str, NumberCode | CategoryCode],
+        config: DataConfig,
     ) -> Codec:
         names = tuple(name for name, code in codes.items() if isinstance(code, NumberCode) and not code.has_missing)
         count = config.pca_components or 0
@@ -156,7 +160,9 @@ class Codec:
             if unit.kind == "number" and isinstance(code, NumberCode):
                 low, high = np.float32(code.rank.scores[0]), np.float32(code.rank.scores[-1])
                 # One float inwards, as rounding to float32 may lead just outside the range.
-                bounds[:, unit.start] = (low, high) if low == high else (np.nextafter(low, high), np.nextafter(high, low))
+                bounds[:, unit.start] = (
+                    (low, high) if low == high else (np.nextafter(low, high), np.nextafter(high, low))
+                )
         return bounds
 
     def encode(self, frame: pl.DataFrame) -> Encoded:
@@ -240,7 +246,9 @@ class Codec:
                 state = code.state_of(values[name])
                 rows = np.flatnonzero(state >= 0)
                 for start in starts:
-                    x[rows, start + offset + state[rows]] = np.sqrt(0.5)  # different categories are a distance of 1 apart
+                    x[rows, start + offset + state[rows]] = np.sqrt(
+                        0.5
+                    )  # different categories are a distance of 1 apart
             else:
                 for start, view in zip(starts, code.views(values[name]), strict=True):
                     x[:, start + offset] = view
@@ -264,7 +272,9 @@ class Codec:
         return cls(
             schema,
             {name: code_from_json(code) for name, code in values["codes"].items()},
-            None if projection is None else Projection(tuple(projection["columns"]), tuple(map(tuple, projection["components"]))),
+            None
+            if projection is None
+            else Projection(tuple(projection["columns"]), tuple(map(tuple, projection["components"]))),
             {name: code for name, code in projected.items() if isinstance(code, NumberCode)},
         )
 

@@ -183,7 +183,9 @@ def code_to_json(code: NumberCode | CategoryCode) -> dict[str, Any]:
 
 def code_from_json(values: dict[str, Any]) -> NumberCode | CategoryCode:
     """Rebuild from `code_to_json`."""
-    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key != "kind"}
+    plain: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key != "kind"
+    }
     if values["kind"] == "category":
         return CategoryCode(**plain)
     for name in ("rank", "rank_of_all"):

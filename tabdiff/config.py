@@ -23,9 +23,13 @@ class _Options(BaseModel):
 class DataConfig(_Options):
     """How a table becomes numbers."""
 
-    max_categories: int = Field(256, ge=2, le=4096, description="categories kept per column; rarer ones become `__other__`")
+    max_categories: int = Field(
+        256, ge=2, le=4096, description="categories kept per column; rarer ones become `__other__`"
+    )
     min_category_rows: int = Field(2, ge=1, description="a category seen in fewer training rows becomes `__other__`")
-    max_levels: int = Field(20, ge=0, le=256, description="a number with at most this many distinct values is all atoms")
+    max_levels: int = Field(
+        20, ge=0, le=256, description="a number with at most this many distinct values is all atoms"
+    )
     atom_share: float = Field(0.05, gt=0, le=1, description="a value held by at least this share of rows is an atom")
     max_atoms: int = Field(16, ge=0, le=256, description="atoms kept per column beside its continuous part")
     knots: int = Field(512, ge=8, le=65536, description="quantile knots of the rank-to-normal transform")
@@ -37,9 +41,13 @@ class DataConfig(_Options):
 class ProcessConfig(_Options):
     """The diffusion process."""
 
-    kind: Literal["gaussian", "anisotropic"] = Field("gaussian", description="isotropic noise, or noise with the training covariance")
+    kind: Literal["gaussian", "anisotropic"] = Field(
+        "gaussian", description="isotropic noise, or noise with the training covariance"
+    )
     sigma_min: float = Field(0.01, gt=0, description="lowest noise level, in standard deviations of a column")
-    sigma_max: float | None = Field(None, gt=0, description="highest noise level; 6 sqrt(largest eigenvalue) if not given")
+    sigma_max: float | None = Field(
+        None, gt=0, description="highest noise level; 6 sqrt(largest eigenvalue) if not given"
+    )
     rho: float = Field(7.0, ge=1, description="how strongly levels crowd near sigma_min (Karras et al. 2022, eq. 5)")
 
 
@@ -54,7 +62,9 @@ class NetworkConfig(_Options):
 class TrainConfig(_Options):
     """Optimisation."""
 
-    steps: int | None = Field(None, ge=1, description="gradient steps at most; a fixed amount of computation if not given")
+    steps: int | None = Field(
+        None, ge=1, description="gradient steps at most; a fixed amount of computation if not given"
+    )
     batch_size: int = Field(512, ge=1, description="rows per gradient step")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="largest learning rate; falls to 0 along a cosine")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
@@ -63,9 +73,13 @@ class TrainConfig(_Options):
     condition_share: float = Field(0.3, ge=0, le=1, description="share of training rows shown with some cells given")
     evaluate_every: int = Field(200, ge=1, description="steps between held-out losses and checkpoints")
     patience: int = Field(8, ge=1, description="held-out losses without a better one before stopping")
-    time_limit: float | None = Field(None, gt=0, description="seconds after which fitting stops with the best weights so far")
+    time_limit: float | None = Field(
+        None, gt=0, description="seconds after which fitting stops with the best weights so far"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cuda is an error where there is none")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 uses autocast; worth it on a GPU only")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 uses autocast; worth it on a GPU only"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="the same seed, table and machine give the same model")
 
 
@@ -76,7 +90,8 @@ class ScoreConfig(_Options):
         4096, ge=0, le=100_000, description="training rows kept for the kernel denoiser; 0 keeps none"
     )
     contaminated: bool = Field(
-        False, description="the training table contains anomalies; score by many small subsets of its better half"
+        False,
+        description="the training table contains anomalies; score by many small subsets of its better half",
     )
     fdr: float = Field(0.05, gt=0, lt=1, description="false-discovery rate of the flags")
 
@@ -110,7 +125,9 @@ def parse_fit_config(path: Path | None = None, settings: Sequence[str] = ()) -> 
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(f"cannot read the configuration {str(path)!r}: {error.strerror or error}. Check the path.") from error
+            raise ConfigError(
+                f"cannot read the configuration {str(path)!r}: {error.strerror or error}. Check the path."
+            ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{str(path)!r} is not TOML: {error}. `tabdiff config` prints a valid file.") from error
     for setting in settings:
@@ -147,7 +164,9 @@ def _apply(values: dict[str, Any], setting: str) -> None:
     for section in sections:
         target = target.setdefault(section, {})
         if not isinstance(target, dict):
-            raise ConfigError(f"{section!r} in {setting!r} is a value, not a section. `tabdiff config` lists every option.")
+            raise ConfigError(
+                f"{section!r} in {setting!r} is a value, not a section. `tabdiff config` lists every option."
+            )
     target[key] = value
 
 

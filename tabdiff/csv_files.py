@@ -138,9 +138,7 @@ def _survey(path: Path, file: Iterable[str]) -> _Survey:
         header = next(reader, [])
         repeated = [name for name, count in Counter(header).items() if count > 1]
         if repeated:
-            raise SourceError(
-                f"{path}: column names must differ, found {repeated} more than once. Rename them."
-            )
+            raise SourceError(f"{path}: column names must differ, found {repeated} more than once. Rename them.")
         width, rows, blank, sample = len(header), 0, 0, list[str]()
         for record in reader:
             if not record and width > 1:
@@ -170,9 +168,7 @@ def _survey(path: Path, file: Iterable[str]) -> _Survey:
 def _without_nul(path: Path, file: Iterable[str]) -> Iterator[str]:
     for number, line in enumerate(file, 1):
         if "\0" in line:
-            raise SourceError(
-                f"{path}: text must not hold NUL bytes, found one in line {number}. Export it again."
-            )
+            raise SourceError(f"{path}: text must not hold NUL bytes, found one in line {number}. Export it again.")
         yield line
 
 

@@ -56,9 +56,7 @@ class _Stage:
 
     def fit(self, frame: pl.DataFrame, name: str, steps: int) -> Model:
         """Fit with fewer steps than the default, which small tables do not need, and save."""
-        options = parse_fit_config(
-            None, [f"train.steps={steps}", "train.evaluate_every=50", f"train.seed={self.seed}"]
-        )
+        options = parse_fit_config(None, [f"train.steps={steps}", "train.evaluate_every=50", f"train.seed={self.seed}"])
         with self.progress("  fitting") as on_event:
             model = fit(frame, options, on_event=on_event)
         model.save(self.out / name)
@@ -107,9 +105,7 @@ def _make_folder(out: Path) -> None:
     others = sorted(path.name for path in out.iterdir() if path.name not in _FILES) if out.is_dir() else []
     if others or (out.exists() and not out.is_dir()):
         found = f"{others[0]!r}" if others else "a file of that name"
-        raise SourceError(
-            f"{out}: the demo needs a folder of its own; found {found}. Choose another one with --out."
-        )
+        raise SourceError(f"{out}: the demo needs a folder of its own; found {found}. Choose another one with --out.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -158,10 +154,9 @@ def _find_tumours(stage: _Stage) -> tuple[dict[str, Any], list[page.Section]]:
     )
     stage.say(table_of(results, measures, 3))
     stage.explain(caption)
-    words = (
-        f"A model of {len(chosen)} benign tumours scores all others: do the malignant ones come out on top?"
-    )
-    histogram = page.score_histogram(scores.score[~truth], scores.score[truth])
+    words = f"A model of {len(chosen)} benign tumours scores all others: do the malignant ones come out on top?"
+    shown = np.log1p(np.maximum(scores.score, 0.0))  # the highest scores would squeeze all others into a bar
+    histogram = page.score_histogram(shown[~truth], shown[truth], "Anomaly scores, as log(1 + score)")
     body = page.paragraph(words) + page.table(results, measures, caption) + histogram
     labels = [f"{name} ({'malignant' if bad else 'benign'})" for name, bad in zip(rest, truth, strict=True)]
     cards = _reasons(stage, scores, test, labels)
@@ -204,9 +199,7 @@ def _penguins() -> pl.DataFrame:
         with resources.as_file(resources.files("palmerpenguins") / "data" / "penguins.csv") as path:
             return read(path).collect()
     except ModuleNotFoundError as error:
-        raise RuntimeUnavailable(
-            "the demo needs the penguins table. Run pip install 'tabdiff[demo]'."
-        ) from error
+        raise RuntimeUnavailable("the demo needs the penguins table. Run pip install 'tabdiff[demo]'.") from error
 
 
 def _draw_penguins(stage: _Stage, frame: pl.DataFrame) -> tuple[dict[str, Any], list[page.Section]]:
@@ -251,9 +244,7 @@ def _draw_penguins(stage: _Stage, frame: pl.DataFrame) -> tuple[dict[str, Any], 
     return {"rows": train.height, "quality": results, "gentoo": gentoo, "filling": filling}, sections
 
 
-def _closeness(
-    name: str, train: pl.DataFrame, rows: pl.DataFrame, aside: pl.DataFrame, seed: int
-) -> dict[str, Any]:
+def _closeness(name: str, train: pl.DataFrame, rows: pl.DataFrame, aside: pl.DataFrame, seed: int) -> dict[str, Any]:
     real = train[: rows.height]
     fitted_on = train if name == "tabdiff" else real
     return {

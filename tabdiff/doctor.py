@@ -78,9 +78,7 @@ def _onnxruntime() -> Check:
     builds = {name: version for name in ("onnxruntime", "onnxruntime-gpu") if (version := _version(name))}
     found = " and ".join(f"{name} {version}" for name, version in builds.items())
     if len(builds) == 2:
-        cure = (
-            "Run pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'tabdiff[cpu]' or 'tabdiff[gpu]'."
-        )
+        cure = "Run pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'tabdiff[cpu]' or 'tabdiff[gpu]'."
         return Check("onnxruntime", f"{found}: two builds that overwrite each other's files", cure)
     return Check("onnxruntime", found or "not installed; only serving without torch needs it")
 

@@ -109,9 +109,7 @@ def _temporary(path: Path) -> Iterator[Path]:
     try:
         yield temporary
     except OSError as error:
-        raise SourceError(
-            f"{path}: could not be written ({error}). Check the rights and the free space."
-        ) from error
+        raise SourceError(f"{path}: could not be written ({error}). Check the rights and the free space.") from error
     finally:
         _remove(temporary)
 

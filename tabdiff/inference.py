@@ -35,9 +35,7 @@ def guess(series: pl.Series, override: Mapping[str, str]) -> Column:
         series = series.fill_nan(None)
     if series.null_count() == len(series):
         kind = _plain_kind(series.dtype)
-        return Column(
-            name, Kind(override.get("kind", kind)), role or Role.IGNORE, dtype, nullable=True, empty=True
-        )
+        return Column(name, Kind(override.get("kind", kind)), role or Role.IGNORE, dtype, nullable=True, empty=True)
     wanted = "kind" in override or role not in _CARRIED
     found, found_role, details = _kind_of(series, wanted=wanted)
     kind = Kind(override.get("kind", found))
@@ -171,9 +169,7 @@ def _dates_in_text(series: pl.Series) -> tuple[Kind, dict[str, Any]] | None:
     if {"%d/%m/%Y", "%m/%d/%Y"} <= {pattern.split(" ")[0] for pattern in fitting}:
         warn(f"column {series.name!r}: dates such as {present[0]!r} are read as day/month; write YYYY-MM-DD")
     # Prefer the form that writes every value back as it was.
-    exact = [
-        pattern for pattern in fitting if write_times(parse_times(present, pattern), pattern).equals(present)
-    ]
+    exact = [pattern for pattern in fitting if write_times(parse_times(present, pattern), pattern).equals(present)]
     return Kind.DATETIME, {"time_format": (exact or fitting)[0], "null_text": _null_text(series, text)}
 
 

@@ -101,7 +101,9 @@ class Model:
         else:
             partial = given if isinstance(given, pl.DataFrame) else pl.DataFrame(given)
             if rows is not None and rows != partial.height:
-                raise ConfigError(f"rows is that of the given frame or left out; got rows={rows} and {partial.height} given rows.")
+                raise ConfigError(
+                    f"rows is that of the given frame or left out; got rows={rows} and {partial.height} given rows."
+                )
             condition = self._condition(partial, drawn_if_null=True)
         return pl.concat([self.codec.decode(x) for x in self._draw(condition, seed, config)])
 
@@ -151,13 +153,17 @@ class Model:
         unknown = [name for name in partial.columns if name not in self.codec.columns]
         if unknown:
             cure = f"Modelled columns: {', '.join(self.codec.columns)}."
-            raise SchemaError([Problem(name, "a given column must be modelled", "a column that is not", cure) for name in unknown])
+            raise SchemaError(
+                [Problem(name, "a given column must be modelled", "a column that is not", cure) for name in unknown]
+            )
         blank = [pl.Series(name, [None] * partial.height) for name in self.codec.columns if name not in partial.columns]
         conformed = self.schema.conform(partial.with_columns(blank))
         encoded = self.codec.encode(conformed)
         open_cells = np.stack(
             [
-                conformed[name].is_null().to_numpy() if drawn_if_null else np.full(partial.height, name not in partial.columns)
+                conformed[name].is_null().to_numpy()
+                if drawn_if_null
+                else np.full(partial.height, name not in partial.columns)
                 for name in self.codec.columns
             ],
             axis=1,
@@ -177,7 +183,9 @@ class Model:
             row = int(np.flatnonzero(unseen[:, index])[0])
             value = partial[name][row] if name in partial.columns else "its components"
             cure = "Give a value that occurs in training; `tabdiff show` lists them."
-            problems.append(Problem(name, "a given value must have been seen in training", f"{value!r} in row {row}", cure))
+            problems.append(
+                Problem(name, "a given value must have been seen in training", f"{value!r} in row {row}", cure)
+            )
         return problems
 
     def _complete(self, encoded: Encoded, open_cells: Bool[np.ndarray, "n c"]) -> Condition:
@@ -223,9 +231,9 @@ class Model:
         place[items[:, 0], items[:, 1]] = np.arange(len(items))
         return pl.DataFrame(
             [
-                decoded[name][np.maximum(place[:, index], 0)].zip_with(
-                    pl.Series(place[:, index] >= 0), pl.Series([None] * len(rows), dtype=decoded[name].dtype)
-                ).alias(name)
+                decoded[name][np.maximum(place[:, index], 0)]
+                .zip_with(pl.Series(place[:, index] >= 0), pl.Series([None] * len(rows), dtype=decoded[name].dtype))
+                .alias(name)
                 for index, name in enumerate(columns)
             ]
         )

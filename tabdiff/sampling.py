@@ -5,6 +5,7 @@ The samplers only choose numbers for `Runtime.step`: where to go next, how far t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,7 +78,12 @@ class Condition:
 
 
 def draw(
-    runtime: Runtime, layout: Layout, schedule: NoiseSchedule, condition: Condition, config: SampleConfig, seed: int
+    runtime: Runtime,
+    layout: Layout,
+    schedule: NoiseSchedule,
+    condition: Condition,
+    config: SampleConfig,
+    seed: int,
 ) -> Iterator[Float32[np.ndarray, "b t w"]]:
     """Yield clean encoded windows, block after block, as many as the condition has rows."""
     total, length = condition.x.shape[:2]
@@ -107,7 +113,7 @@ def _denoise(
     reveal_at = _reveal_times(layout, rng, length)[:rows]
     previous, previous_t = np.zeros_like(x), None
     times = np.linspace(1.0, 0.0, config.steps + 1).tolist()
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         extrapolate = 0.0
         if config.sampler == "dpmpp_2m" and previous_t is not None and s > 0:
             # DPM-Solver++(2M), Lu et al. 2022, algorithm 2, with lambda = -log sigma; the last step is first order.

@@ -146,9 +146,7 @@ class Schema:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads."""
-        return {
-            "columns": [{**asdict(column), "categories": list(column.categories)} for column in self.columns]
-        }
+        return {"columns": [{**asdict(column), "categories": list(column.categories)} for column in self.columns]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Schema:
@@ -156,9 +154,7 @@ class Schema:
         try:
             return cls(tuple(_column_from_json(column) for column in values["columns"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(
-                f"the stored schema cannot be read: {error!r}. Fit and save the model again."
-            ) from error
+            raise BundleError(f"the stored schema cannot be read: {error!r}. Fit and save the model again.") from error
 
 
 def _column_from_json(values: Mapping[str, Any]) -> Column:
@@ -201,17 +197,13 @@ def _check_overrides(overrides: Overrides, names: Sequence[str] | None) -> dict[
             hint = f"Did you mean {near[0]!r}?" if near else f"The columns are {list(names)}."
             raise ConfigError(f"overrides: there is no column {name!r}. {hint}")
         if not isinstance(options, Mapping):
-            raise ConfigError(
-                f'overrides: column {name!r} needs kind = "..." or role = "..."; found {options!r}.'
-            )
+            raise ConfigError(f'overrides: column {name!r} needs kind = "..." or role = "..."; found {options!r}.')
         for option, value in options.items():
             if option not in allowed:
                 raise ConfigError(f"overrides: column {name!r} has option {option!r}. Use 'kind' or 'role'.")
             if value not in allowed[option]:
                 choices = ", ".join(allowed[option])
-                raise ConfigError(
-                    f"overrides: column {name!r} has {option} = {value!r}. Use one of {choices}."
-                )
+                raise ConfigError(f"overrides: column {name!r} has {option} = {value!r}. Use one of {choices}.")
         roles[options.get("role", "")] += 1
     for role in (Role.TIME, Role.ENTITY, Role.LABEL):
         if roles[role] > 1:

@@ -120,7 +120,12 @@ class Scores:
         top = min(top, len(self.columns))
         order = np.argsort(-self.contributions, axis=1, kind="stable")[:, :top]
         frame = pl.DataFrame(
-            {"row": np.arange(len(self.score)), "score": self.score, "p_value": self.p_value, "flagged": self.flagged}
+            {
+                "row": np.arange(len(self.score)),
+                "score": self.score,
+                "p_value": self.p_value,
+                "flagged": self.flagged,
+            }
         )
         expected = self.expected.select(pl.all().cast(pl.String)).rows()
         added = []
@@ -131,7 +136,10 @@ class Scores:
             ]
             added += [
                 pl.Series(f"column_{place + 1}", [self.columns[i] for i in index], dtype=pl.String),
-                pl.Series(f"contribution_{place + 1}", np.take_along_axis(self.contributions, order, axis=1)[:, place]),
+                pl.Series(
+                    f"contribution_{place + 1}",
+                    np.take_along_axis(self.contributions, order, axis=1)[:, place],
+                ),
                 pl.Series(f"expected_{place + 1}", values, dtype=pl.String),
             ]
         return frame.with_columns(added)

@@ -55,9 +55,7 @@ def _parts(source: str | Path, query: str | None) -> list[tuple[Path, pl.LazyFra
     if isinstance(source, str) and "://" in source:
         return [(Path("query"), _read_database(source, query))]  # the URL may hold a password
     if query is not None:
-        raise SourceError(
-            f"{source}: a query needs a database URL, found a path. Write sqlite:///{source} for SQLite."
-        )
+        raise SourceError(f"{source}: a query needs a database URL, found a path. Write sqlite:///{source} for SQLite.")
     return _aligned([(path, _read_file(path)) for path in _expand(Path(source))])
 
 
@@ -74,9 +72,7 @@ def _expand(path: Path) -> list[Path]:
         found = sorted(part for part in matches if part.is_file() and part.name[0] not in "._")
         where = "the pattern"
         if not found:
-            raise SourceError(
-                f"{path}: the pattern must match a file, found none. Check the folder and the suffix."
-            )
+            raise SourceError(f"{path}: the pattern must match a file, found none. Check the folder and the suffix.")
     else:
         hint = "" if path.parent.is_dir() else f" (nor is its folder {path.parent})"
         raise SourceError(f"{path}: no such file or folder{hint}. Check the path.")
@@ -88,9 +84,7 @@ def _expand(path: Path) -> list[Path]:
         )
     formats = {_format(part) for part in parts}
     if len(formats) > 1:
-        raise SourceError(
-            f"{path}: {where} must hold one format, found {sorted(formats)}. Use a glob such as '*.csv'."
-        )
+        raise SourceError(f"{path}: {where} must hold one format, found {sorted(formats)}. Use a glob such as '*.csv'.")
     return parts
 
 
@@ -112,18 +106,13 @@ def _read_file(path: Path) -> pl.LazyFrame:
     kind = _format(path)
     if kind == "unknown":
         found = _suffix(path) or "no suffix"
-        raise SourceError(
-            f"{path}: a file must end in {', '.join(READABLE)}; found {found}. Rename or convert it."
-        )
+        raise SourceError(f"{path}: a file must end in {', '.join(READABLE)}; found {found}. Rename or convert it.")
     with _reading(path):
         if path.stat().st_size == 0:
             raise SourceError(f"{path}: the file must not be empty, found 0 bytes. Write it again.")
         if kind == "csv":
             return read_csv(path)
-        if kind == "arrow":
-            frame = _scan_arrow(path)
-        else:
-            frame = pl.scan_parquet(path, glob=False, hive_partitioning=False)
+        frame = _scan_arrow(path) if kind == "arrow" else pl.scan_parquet(path, glob=False, hive_partitioning=False)
         if frame.collect_schema().len() == 0:
             raise SourceError(f"{path}: a table needs columns, found none. Write the file again.")
         return frame
@@ -136,9 +125,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, EOFError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise SourceError(
-            f"{path}: not a readable {_format(path)} file ({reason}). Copy or write it again."
-        ) from error
+        raise SourceError(f"{path}: not a readable {_format(path)} file ({reason}). Copy or write it again.") from error
 
 
 def _scan_arrow(path: Path) -> pl.LazyFrame:
@@ -207,9 +194,7 @@ def _read_database(url: str, query: str | None) -> pl.LazyFrame:
             f"{shown}: {scheme}:// is not supported. Use a file, sqlite:///PATH or postgresql://HOST/NAME."
         )
     if not query or not query.strip():
-        raise SourceError(
-            f"{shown}: a database needs a query, found none. Give one such as 'SELECT * FROM orders'."
-        )
+        raise SourceError(f"{shown}: a database needs a query, found none. Give one such as 'SELECT * FROM orders'.")
     try:
         if scheme == "sqlite":
             frame = _query_sqlite(url, query)
@@ -238,9 +223,7 @@ def _query_sqlite(url: str, query: str) -> pl.DataFrame:
     if not path.is_file() and Path(f"/{name}").is_file():
         path = Path(f"/{name}")
     if not path.is_file():
-        raise SourceError(
-            f"{url}: no such database file {name!r}. Check the path; an absolute one has four slashes."
-        )
+        raise SourceError(f"{url}: no such database file {name!r}. Check the path; an absolute one has four slashes.")
     with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
         return pl.read_database(query, connection, infer_schema_length=None)
 

@@ -121,9 +121,7 @@ def progress(what: str) -> Iterator[Callable[[TrainEvent], None]]:
     )
     with Progress(*columns, console=on, transient=True) as bar:
         task = bar.add_task(what, total=None, detail="preparing")
-        yield lambda event: bar.update(
-            task, completed=event.step, total=event.steps, detail=_progress_line(event)
-        )
+        yield lambda event: bar.update(task, completed=event.step, total=event.steps, detail=_progress_line(event))
 
 
 class _LinePrinter:
@@ -268,10 +266,7 @@ def _describe_values(column: Column) -> str:
     if column.kind.value == "datetime" and column.minimum is not None and column.maximum is not None:
         import numpy as np
 
-        ends = (
-            str(np.datetime64(int(end), "us").astype("datetime64[s]"))
-            for end in (column.minimum, column.maximum)
-        )
+        ends = (str(np.datetime64(int(end), "us").astype("datetime64[s]")) for end in (column.minimum, column.maximum))
         return " to ".join(ends) + gaps
     if column.minimum is not None and column.maximum is not None:
         return f"{column.minimum:.6g} to {column.maximum:.6g}{gaps}"

@@ -88,9 +88,7 @@ def small_model(fitted_table: pl.DataFrame) -> Model:
     import tabdiff
     from tabdiff.config import NetworkConfig, TrainConfig
 
-    options = tabdiff.FitConfig(
-        network=NetworkConfig(width=32, blocks=1), train=TrainConfig(steps=80, batch_size=256)
-    )
+    options = tabdiff.FitConfig(network=NetworkConfig(width=32, blocks=1), train=TrainConfig(steps=80, batch_size=256))
     return tabdiff.fit(fitted_table, options)
 
 

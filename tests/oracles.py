@@ -20,7 +20,9 @@ def numbers_layout(count: int) -> Layout:
 
 def categories_layout(*widths: int) -> Layout:
     starts = np.cumsum([0, *widths[:-1]]).tolist()
-    units = tuple(Unit(i, "category", start, width) for i, (start, width) in enumerate(zip(starts, widths, strict=True)))
+    units = tuple(
+        Unit(i, "category", start, width) for i, (start, width) in enumerate(zip(starts, widths, strict=True))
+    )
     return Layout(tuple(f"c{i}" for i in range(len(widths))), units)
 
 
@@ -54,7 +56,7 @@ class MixtureDenoiser(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         s2 = self.process.sigma(t)[:, None] ** 2
         x = x_t[:, 0]
-        responsibility = torch.softmax(-torch.cdist(x, self.centers) ** 2 / (2 * (self.variance + s2)), dim=1)
+        responsibility = torch.softmax(-(torch.cdist(x, self.centers) ** 2) / (2 * (self.variance + s2)), dim=1)
         return ((self.variance * x + s2 * (responsibility @ self.centers)) / (self.variance + s2))[:, None]
 
 

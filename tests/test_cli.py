@@ -160,15 +160,11 @@ def test_fit_score_sample_impute_show(tmp_path: Path, table: Path, fitted_table:
     assert rows.height == 30
     assert set(rows["channel"]) == {"shop"}
     assert set(rows["items"]) == {2}
-    missing = ok(
-        "sample", model, "--rows", 5, "--out", tmp_path / "r.parquet", "--given", "rating=", "--json"
-    )
+    missing = ok("sample", model, "--rows", 5, "--out", tmp_path / "r.parquet", "--given", "rating=", "--json")
     assert json.loads(missing.stdout)["given"] == {"rating": None}
     assert pl.read_parquet(tmp_path / "r.parquet")["rating"].null_count() == 5
 
-    filled = json.loads(
-        ok("impute", model, table, "--out", tmp_path / "f.parquet", "--draws", 3, "--json").stdout
-    )
+    filled = json.loads(ok("impute", model, table, "--out", tmp_path / "f.parquet", "--draws", 3, "--json").stdout)
     assert filled["filled"] == {"rating": fitted_table["rating"].null_count()}
     assert pl.read_parquet(tmp_path / "f.parquet").drop("rating").equals(fitted_table.drop("rating"))
 
@@ -223,9 +219,7 @@ def test_config_prints_toml_that_fit_reads(tmp_path: Path, table: Path) -> None:
     options.write_text(text)
     columns = tmp_path / "columns.toml"
     columns.write_text('[columns.items]\nrole = "id"\n')
-    fitted = ok(
-        "fit", table, "--out", tmp_path / "m", "--config", options, "--columns", columns, *QUICK, "--json"
-    )
+    fitted = ok("fit", table, "--out", tmp_path / "m", "--config", options, "--columns", columns, *QUICK, "--json")
     assert json.loads(fitted.stdout)["not_modelled"]["items"] == "id"
     schema = json.loads(ok("config", "--json").stdout)
     assert "train" in schema["properties"]
@@ -238,9 +232,7 @@ def test_rows_of_a_database(tmp_path: Path, model: Path, fitted_table: pl.DataFr
         connection.executemany(f"insert into orders values ({', '.join('?' * frame.width)})", frame.rows())
     connection.close()
     url = f"sqlite:///{tmp_path / 'shop.db'}"
-    result = ok(
-        "score", model, url, "--query", "select * from orders limit 7", "--out", tmp_path / "s.csv", "--json"
-    )
+    result = ok("score", model, url, "--query", "select * from orders limit 7", "--out", tmp_path / "s.csv", "--json")
     assert json.loads(result.stdout)["rows"] == 7
     assert "query" in refused("score", model, url, "--out", tmp_path / "t.csv")
 
@@ -257,9 +249,7 @@ def test_keys_that_collide_with_results_are_renamed(tmp_path: Path) -> None:
 
 
 def test_unknown_category_and_extra_column(tmp_path: Path, fitted_table: pl.DataFrame) -> None:
-    common = fitted_table.filter(pl.col("channel").is_in(["web", "shop"])).select(
-        "weight", "price", "channel"
-    )
+    common = fitted_table.filter(pl.col("channel").is_in(["web", "shop"])).select("weight", "price", "channel")
     common.write_parquet(tmp_path / "common.parquet")
     ok("fit", tmp_path / "common.parquet", "--out", tmp_path / "m", *QUICK)
     channel = pl.when(pl.int_range(pl.len()) == 3).then(pl.lit("pigeon")).otherwise("channel")
@@ -274,7 +264,7 @@ def test_unknown_category_and_extra_column(tmp_path: Path, fitted_table: pl.Data
         0.03,
     )
     assert "note: columns not in the schema were dropped: ['extra']" in result.stderr
-    row = pl.read_csv(tmp_path / "s.csv").row(3, named=True)
+    row = pl.read_csv(tmp_path / "s.csv", infer_schema_length=None).row(3, named=True)
     assert row["flagged"]
     assert row["column_1"] == "channel"
     assert row["expected_1"] in ("web", "shop")
@@ -423,9 +413,7 @@ def test_broken_models(tmp_path: Path, model: Path, damage: str, verb: str) -> N
         (("--resume", "--restart"), ("--resume", "Leave one of them out")),
     ],
 )
-def test_bad_options_of_fit(
-    tmp_path: Path, table: Path, options: tuple[str, ...], parts: tuple[str, ...]
-) -> None:
+def test_bad_options_of_fit(tmp_path: Path, table: Path, options: tuple[str, ...], parts: tuple[str, ...]) -> None:
     message = refused("fit", table, "--out", tmp_path / "m", *options, "--json")
     for part in parts:
         assert part in message
@@ -445,9 +433,7 @@ def test_config_file_with_unknown_key(tmp_path: Path, table: Path) -> None:
         (("--rows", 5, "--given", "wing=3"), ("'wing'", "must be modelled", "Modelled columns: weight")),
         pytest.param(
             *(("--rows", 5, "--given", "channel=pigeon"), ("'channel'", "seen in training", "'pigeon'")),
-            marks=pytest.mark.xfail(
-                reason="a value never seen is drawn as __other__ where rare ones are pooled"
-            ),
+            marks=pytest.mark.xfail(reason="a value never seen is drawn as __other__ where rare ones are pooled"),
         ),
         (("--rows", 5, "--given", "express=pigeon"), ("'express'", "true or false", "'pigeon'")),
         (("--rows", 5, "--given", "price=cheap"), ("'price'", "must be a number", "'cheap'")),
@@ -455,9 +441,7 @@ def test_config_file_with_unknown_key(tmp_path: Path, table: Path) -> None:
         (("--rows", 5, "--given", "items=1", "--given", "items=2"), ("'items' twice", "Leave one")),
     ],
 )
-def test_bad_options_of_sample(
-    tmp_path: Path, model: Path, options: tuple[Any, ...], parts: tuple[str, ...]
-) -> None:
+def test_bad_options_of_sample(tmp_path: Path, model: Path, options: tuple[Any, ...], parts: tuple[str, ...]) -> None:
     message = refused("sample", model, *options, "--out", tmp_path / "r.csv", "--json")
     for part in parts:
         assert part in message
@@ -496,9 +480,7 @@ def test_unwritable_output_is_refused_before_any_work(
         assert "only a model may be replaced" in refused(verb, *given, "--out", table)
     else:
         assert ".parquet, .csv" in refused(verb, *given, "--out", tmp_path / "out.xlsx")
-        assert "a folder of that name" in refused(
-            verb, *given, "--out", shutil.copytree(model, tmp_path / "x.csv")
-        )
+        assert "a folder of that name" in refused(verb, *given, "--out", shutil.copytree(model, tmp_path / "x.csv"))
     assert table.exists()
 
 
@@ -598,9 +580,7 @@ def test_doctor_one_onnxruntime(monkeypatch: pytest.MonkeyPatch, builds: tuple[s
 
 
 def test_doctor_two_onnxruntimes_and_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        doctor, "_version", lambda name: None if name in ("torch", "scikit-learn") else "1.31.1"
-    )
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("torch", "scikit-learn") else "1.31.1")
     text = ok("doctor").stdout
     assert "warning  onnxruntime" in text
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in text
@@ -621,9 +601,7 @@ def test_missing_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch, model: P
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
     monkeypatch.setattr("builtins.__import__", blocked(without))
-    assert "pip install 'tabdiff[train]'" in refused(
-        "sample", model, "--rows", 1, "--out", tmp_path / "r.csv"
-    )
+    assert "pip install 'tabdiff[train]'" in refused("sample", model, "--rows", 1, "--out", tmp_path / "r.csv")
 
 
 def blocked(instead: Callable[..., Any]) -> Callable[..., Any]:
@@ -631,10 +609,6 @@ def blocked(instead: Callable[..., Any]) -> Callable[..., Any]:
     usual = __import__
 
     def importer(name: str, *rest: Any) -> Any:
-        return (
-            instead()
-            if name == "tabdiff" and len(rest) > 2 and "api" in (rest[2] or ())
-            else usual(name, *rest)
-        )
+        return instead() if name == "tabdiff" and len(rest) > 2 and "api" in (rest[2] or ()) else usual(name, *rest)
 
     return importer

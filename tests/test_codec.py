@@ -56,7 +56,9 @@ def test_every_kind_comes_back():
 
 
 numbers = st.lists(
-    st.one_of(st.none(), st.integers(-50, 50).map(float), st.floats(-1e6, 1e6, allow_nan=False)), min_size=12, max_size=80
+    st.one_of(st.none(), st.integers(-50, 50).map(float), st.floats(-1e6, 1e6, allow_nan=False)),
+    min_size=12,
+    max_size=80,
 )
 
 
@@ -120,7 +122,10 @@ def test_rare_categories_share_one_state():
     values = pl.Series("c", ["a"] * 50 + ["b"] * 30 + ["once"])
     code = CategoryCode.fit(values, DataConfig())
     assert code == CategoryCode(("a", "b"), has_other=True, has_missing=False)
-    assert CategoryCode.fit(values, DataConfig(max_categories=2, min_category_rows=1)).categories == ("a", "b")
+    assert CategoryCode.fit(values, DataConfig(max_categories=2, min_category_rows=1)).categories == (
+        "a",
+        "b",
+    )
     frame = pl.DataFrame({"c": values, "v": np.arange(81.0) ** 1.1})
     assert round_trip(frame)["c"].to_list()[-1] == OTHER
 
@@ -137,7 +142,13 @@ def test_cells_never_seen_in_training_are_marked_not_guessed():
 
 
 def test_json_round_trip_encodes_the_same_bits():
-    frame = pl.DataFrame({"v": rng.normal(size=300), "g": np.where(rng.random(300) < 0.5, 0, rng.normal(size=300)), "c": ["x", "y", None] * 100})
+    frame = pl.DataFrame(
+        {
+            "v": rng.normal(size=300),
+            "g": np.where(rng.random(300) < 0.5, 0, rng.normal(size=300)),
+            "c": ["x", "y", None] * 100,
+        }
+    )
     codec = fit(frame)
     import json
 
@@ -150,7 +161,9 @@ def test_json_round_trip_encodes_the_same_bits():
 def test_projection_agrees_with_scikit_learn_and_maps_errors_back():
     base = rng.normal(size=(500, 2))
     values = base @ rng.normal(size=(2, 6)) + 0.01 * rng.normal(size=(500, 6))
-    frame = pl.DataFrame(values, schema=[f"v{i}" for i in range(6)]).with_columns(c=pl.Series(rng.choice(["a", "b"], 500)))
+    frame = pl.DataFrame(values, schema=[f"v{i}" for i in range(6)]).with_columns(
+        c=pl.Series(rng.choice(["a", "b"], 500))
+    )
     codec = fit(frame, pca_components=2)
     assert codec.layout.columns == ("component 1", "component 2", "c")
     standard = (values - values.mean(0)) / values.std(0)

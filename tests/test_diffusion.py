@@ -117,10 +117,13 @@ def test_masked_categories_recover_a_known_joint_table(steps):
     """Spread reveal times make even few steps exact: no two categories are drawn at once."""
     joint = np.array([[30, 0, 10], [0, 40, 20]])
     layout = categories_layout(2, 3)
-    rows = [torch.cat([torch.eye(2)[i], torch.eye(3)[j]]) for i in range(2) for j in range(3) for _ in range(joint[i, j])]
+    rows = [
+        torch.cat([torch.eye(2)[i], torch.eye(3)[j]]) for i in range(2) for j in range(3) for _ in range(joint[i, j])
+    ]
     denoiser = KernelDenoiser(isotropic(layout), torch.stack(rows)[:, None])
     x = sampled(denoiser, layout, SampleConfig(steps=steps), rows=5000)
-    assert (x[:, :2].sum(1) == 1).all() and (x[:, 2:].sum(1) == 1).all()
+    assert (x[:, :2].sum(1) == 1).all()
+    assert (x[:, 2:].sum(1) == 1).all()
     found = np.einsum("ni,nj->ij", x[:, :2], x[:, 2:])
     assert found[joint == 0].sum() <= 1  # _MISMATCH allows about one in a million
     expected = joint[joint > 0] / joint.sum() * found[joint > 0].sum()
@@ -130,7 +133,9 @@ def test_masked_categories_recover_a_known_joint_table(steps):
 def test_given_cells_stay_and_condition_the_rest():
     layout = categories_layout(2, 3)
     joint = np.array([[30, 0, 10], [0, 40, 20]])
-    rows = [torch.cat([torch.eye(2)[i], torch.eye(3)[j]]) for i in range(2) for j in range(3) for _ in range(joint[i, j])]
+    rows = [
+        torch.cat([torch.eye(2)[i], torch.eye(3)[j]]) for i in range(2) for j in range(3) for _ in range(joint[i, j])
+    ]
     denoiser = KernelDenoiser(isotropic(layout), torch.stack(rows)[:, None])
     condition = Condition.nothing(layout, 3000)
     condition.x[..., 0] = 1.0
@@ -172,7 +177,7 @@ def test_learned_denoiser_approaches_the_closed_form_of_a_mixture():
 
 
 def test_anisotropic_noise_has_the_training_covariance():
-    mean, covariance = gaussian(3)
+    _mean, covariance = gaussian(3)
     variance, basis = torch.linalg.eigh(covariance)
     layout = numbers_layout(3)
     from tabdiff.nn.process import MixedProcess

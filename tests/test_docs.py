@@ -158,9 +158,7 @@ def test_every_public_name_has_a_docstring() -> None:
     assert not nameless
 
 
-@pytest.mark.parametrize(
-    ("name", "function"), [pytest.param(*pair, id=pair[0]) for pair in public_functions()]
-)
+@pytest.mark.parametrize(("name", "function"), [pytest.param(*pair, id=pair[0]) for pair in public_functions()])
 def test_docstrings_name_the_errors_that_are_raised(name: str, function: Callable[..., object]) -> None:
     tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
     raised = {

@@ -28,9 +28,7 @@ def dependent(rows: int, seed: int) -> pl.DataFrame:
             "count": (10 + 3 * hidden).round().astype(int),
             "colour": np.array(["red", "green", "blue"])[np.digitize(hidden, [-0.5, 0.5])],
             "flag": hidden > 0,
-            "day": [
-                datetime.date(2024, 1, 1) + datetime.timedelta(days=int(100 * value)) for value in hidden
-            ],
+            "day": [datetime.date(2024, 1, 1) + datetime.timedelta(days=int(100 * value)) for value in hidden],
             "noise": generator.normal(size=rows),
         }
     )
@@ -43,13 +41,9 @@ AWKWARD = {
     "null dtype": pl.DataFrame({"a": [None] * 8, "b": [1.0, 2, 3, 4, 5, 6, 7, 8]}),
     "constant": pl.DataFrame({"a": [3.0] * 8, "b": [1, 2, 3, 4, 5, 6, 7, 8]}),
     "one category": pl.DataFrame({"a": ["x"] * 8, "b": [True, False] * 4}),
-    "not finite": pl.DataFrame(
-        {"a": [math.inf, math.nan, 1, 2, 3, 4, 5, -math.inf], "b": [1e300, -1e300] * 4}
-    ),
+    "not finite": pl.DataFrame({"a": [math.inf, math.nan, 1, 2, 3, 4, 5, -math.inf], "b": [1e300, -1e300] * 4}),
     "one column": pl.DataFrame({"a": [1, 2, 3, 4, 5, 6, 7, 8]}),
-    "times": pl.DataFrame(
-        {"a": [datetime.time(h) for h in range(8)], "b": [datetime.timedelta(h) for h in range(8)]}
-    ),
+    "times": pl.DataFrame({"a": [datetime.time(h) for h in range(8)], "b": [datetime.timedelta(h) for h in range(8)]}),
 }
 
 
@@ -190,12 +184,8 @@ columns_of_numbers = st.lists(st.one_of(st.none(), st.integers(-4, 4).map(float)
 def test_shape_of_numbers_is_kolmogorov_smirnov(left: list[float | None], right: list[float | None]) -> None:
     frames = [pl.DataFrame({"x": pl.Series(values, dtype=pl.Float64)}) for values in (left, right)]
     floor = [[-99.0 if value is None else value for value in values] for values in (left, right)]
-    assert fidelity.shape_error(*frames).mean == pytest.approx(
-        100 * ks_2samp(*floor, method="asymp").statistic
-    )
-    assert fidelity.shape_error(frames[1], frames[0]).mean == pytest.approx(
-        fidelity.shape_error(*frames).mean
-    )
+    assert fidelity.shape_error(*frames).mean == pytest.approx(100 * ks_2samp(*floor, method="asymp").statistic)
+    assert fidelity.shape_error(frames[1], frames[0]).mean == pytest.approx(fidelity.shape_error(*frames).mean)
 
 
 def test_shape_of_categories_is_total_variation_with_missing_as_a_level() -> None:

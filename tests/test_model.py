@@ -32,7 +32,10 @@ def table(rows: int = ROWS, seed: int = 0) -> pl.DataFrame:
             "a": a,
             "b": 2 * a + rng.normal(0, 0.3, rows),
             "gain": np.where(rng.random(rows) < 0.6, 0.0, rng.gamma(2, 50, rows).round(1)),
-            "gap": [None if u < 0.15 else v for u, v in zip(rng.random(rows), (a + rng.normal(0, 1, rows)).tolist(), strict=True)],
+            "gap": [
+                None if u < 0.15 else v
+                for u, v in zip(rng.random(rows), (a + rng.normal(0, 1, rows)).tolist(), strict=True)
+            ],
             "on": a + rng.normal(0, 1, rows) > 3,
             "constant": [5] * rows,
         }
@@ -174,7 +177,9 @@ def test_given_columns_hold_and_condition_the_others(model):
 def test_partial_rows_are_completed(model):
     partial = pl.DataFrame({"kind": ["high", None, "low"], "gain": [0.0, 0.0, None]})
     rows = model.sample(given=partial)
-    assert rows["kind"][0] == "high" and rows["kind"][2] == "low" and rows["kind"][1] is not None
+    assert rows["kind"][0] == "high"
+    assert rows["kind"][2] == "low"
+    assert rows["kind"][1] is not None
     assert rows["gain"][:2].to_list() == [0.0, 0.0]
 
 
@@ -235,7 +240,16 @@ def test_a_saved_model_scores_and_samples_the_same(model, fresh, tmp_path):
 
 
 def files() -> list[str]:
-    return ["manifest.json", "config.json", "schema.json", "codec.json", "calibration.json", "model.json", "weights.safetensors", "card.md"]
+    return [
+        "manifest.json",
+        "config.json",
+        "schema.json",
+        "codec.json",
+        "calibration.json",
+        "model.json",
+        "weights.safetensors",
+        "card.md",
+    ]
 
 
 @pytest.mark.parametrize("name", files())
@@ -266,7 +280,7 @@ def test_a_newer_format_is_refused_with_the_version_to_use(model, tmp_path):
     model.save(tmp_path / "m")
     file = tmp_path / "m" / "manifest.json"
     file.write_text(file.read_text().replace('"format": 1', '"format": 99'))
-    with pytest.raises(BundleError, match="format 99.*reads format 1"):
+    with pytest.raises(BundleError, match=r"format 99.*reads format 1"):
         tabdiff.load(tmp_path / "m")
 
 
@@ -317,7 +331,9 @@ def test_small_and_plain_tables_fit(frame, kind):
 def test_projection_attributes_errors_to_the_users_columns():
     rng = np.random.default_rng(0)
     base = rng.normal(size=(400, 2))
-    frame = pl.DataFrame(base @ rng.normal(size=(2, 5)) + 0.05 * rng.normal(size=(400, 5)), schema=[f"v{i}" for i in range(5)])
+    frame = pl.DataFrame(
+        base @ rng.normal(size=(2, 5)) + 0.05 * rng.normal(size=(400, 5)), schema=[f"v{i}" for i in range(5)]
+    )
     config = FitConfig.model_validate({"train": {"steps": 50}, "data": {"pca_components": 2}})
     model = tabdiff.fit(frame, config)
     scores = model.score(frame, contamination=0.05)

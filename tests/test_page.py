@@ -50,10 +50,7 @@ def tables(name: str = "amount") -> tuple[pl.DataFrame, pl.DataFrame]:
     generator = np.random.default_rng(0)
     frames = []
     for rows in (80, 70):
-        day = [
-            datetime.date(2020, 1, 1) + datetime.timedelta(days=int(d))
-            for d in generator.integers(0, 400, rows)
-        ]
+        day = [datetime.date(2020, 1, 1) + datetime.timedelta(days=int(d)) for d in generator.integers(0, 400, rows)]
         frame = pl.DataFrame(
             {
                 name: generator.normal(size=rows),
@@ -64,9 +61,7 @@ def tables(name: str = "amount") -> tuple[pl.DataFrame, pl.DataFrame]:
                 "same": [1.5] * rows,
             }
         )
-        frames.append(
-            frame.with_columns(level=pl.when(pl.int_range(rows) % 9 == 0).then(None).otherwise("level"))
-        )
+        frames.append(frame.with_columns(level=pl.when(pl.int_range(rows) % 9 == 0).then(None).otherwise("level")))
     return frames[0], frames[1]
 
 
@@ -77,9 +72,7 @@ def whole_page(name: str = "amount") -> str:
     sections = [
         page.Section(name, page.paragraph(name) + page.table(rows, ["method", "auc", "rows"], caption=name)),
         page.Section("Scores", page.score_histogram([0, 1, 2, 2], [5, 9]) + card),
-        page.Section(
-            "Columns", page.histograms(real, synthetic) + page.bars([(name, 2.5), ("b", 0)], name, "%")
-        ),
+        page.Section("Columns", page.histograms(real, synthetic) + page.bars([(name, 2.5), ("b", 0)], name, "%")),
         page.Section("Pairs", page.correlation_heatmaps(real, synthetic, independent_columns(real, 50))),
     ]
     return page.render(name, name, sections)

@@ -50,9 +50,7 @@ def test_public_names() -> None:
 
 
 def python(code: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False
-    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
 
 
 @pytest.mark.parametrize("module", ["tabdiff", "tabdiff.cli"])

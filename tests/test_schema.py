@@ -151,9 +151,7 @@ def test_categories_are_sorted_by_frequency_then_name() -> None:
 def test_a_column_that_is_nearly_numbers_is_said() -> None:
     values = [f"{number}" for number in FLOATS]
     values[17] = "broken"
-    with pytest.warns(
-        TabdiffWarning, match=r"column 'x' is kept as text, as 1 of 200 .*not a number: \['broken'\]"
-    ):
+    with pytest.warns(TabdiffWarning, match=r"column 'x' is kept as text, as 1 of 200 .*not a number: \['broken'\]"):
         infer_one(values)
     values = [f"2024-01-{1 + row % 28:02}" for row in range(60)]
     values[17] = "soon"
@@ -177,12 +175,8 @@ def test_nested_columns_are_ignored_with_a_warning(values: Any) -> None:
 
 
 def test_modelled_and_lookup() -> None:
-    frame = pl.DataFrame(
-        {"i": ["a", "b"], "x": [1.5, 2.5], "y": [True, False], "k": [1, 1], "n": [None, None]}
-    )
-    schema = Schema.infer(
-        frame, overrides={"i": {"role": "id"}, "y": {"role": "label"}, "x": {"role": "target"}}
-    )
+    frame = pl.DataFrame({"i": ["a", "b"], "x": [1.5, 2.5], "y": [True, False], "k": [1, 1], "n": [None, None]})
+    schema = Schema.infer(frame, overrides={"i": {"role": "id"}, "y": {"role": "label"}, "x": {"role": "target"}})
     assert [column.name for column in schema.modelled] == ["x", "k"]
     assert schema["y"].role is Role.LABEL
     with pytest.raises(KeyError, match="absent"):
@@ -238,9 +232,7 @@ def test_all_problems_are_listed() -> None:
 
 def test_columns_that_are_not_modelled_may_hold_anything() -> None:
     frame = pl.DataFrame({"a": [1.0, float("inf")], "b": [1.0, 2.0]})
-    assert [column.name for column in Schema.infer(frame, overrides={"a": {"role": "ignore"}}).modelled] == [
-        "b"
-    ]
+    assert [column.name for column in Schema.infer(frame, overrides={"a": {"role": "ignore"}}).modelled] == ["b"]
 
 
 # ------------------------------------------------------------------------------------------------- overrides
@@ -288,9 +280,7 @@ def test_an_impossible_override_is_a_problem() -> None:
     message = problems_of(lambda: infer_one(["red", "7", "blue"], kind="integer"))
     assert "column 'x': must be a whole number; found 'red' in row 1, 2 of 3 rows" in message
     assert "type Int64" in problems_of(lambda: infer_one([1, 2, 4], kind="datetime"))
-    assert "must be true or false (0 or 1); found 4 in row 2" in problems_of(
-        lambda: infer_one([1, 4], kind="boolean")
-    )
+    assert "must be true or false (0 or 1); found 4 in row 2" in problems_of(lambda: infer_one([1, 4], kind="boolean"))
 
 
 @pytest.mark.parametrize(
@@ -313,9 +303,7 @@ def test_bad_overrides(overrides: Any, message: str) -> None:
 
 def test_read_overrides(tmp_path: Path) -> None:
     path = tmp_path / "columns.toml"
-    path.write_text(
-        '[columns.age]\nkind = "integer"\n[columns."zip code"]\nkind = "categorical"\nrole = "target"\n'
-    )
+    path.write_text('[columns.age]\nkind = "integer"\n[columns."zip code"]\nkind = "categorical"\nrole = "target"\n')
     expected = {"age": {"kind": "integer"}, "zip code": {"kind": "categorical", "role": "target"}}
     assert read_overrides(path) == expected
 
@@ -486,10 +474,7 @@ def test_every_offending_column_is_listed() -> None:
 def test_missing_and_extra_columns() -> None:
     assert "name" not in SCHEMA.conform(TRAINING.drop("name")).columns
     message = problems_of(lambda: SCHEMA.conform(TRAINING.drop("price")))
-    assert (
-        "column 'price': the model was fitted with this column; found no such column. Add the column"
-        in message
-    )
+    assert "column 'price': the model was fitted with this column; found no such column. Add the column" in message
     with pytest.warns(TabdiffWarning, match=r"not in the schema were dropped: \['spare'\]"):
         assert SCHEMA.conform(TRAINING.with_columns(spare=1)).columns == TRAINING.columns
     renamed = TRAINING.rename({"price": "Price"})
@@ -498,9 +483,7 @@ def test_missing_and_extra_columns() -> None:
 
 
 def test_no_rows() -> None:
-    assert "there must be rows to work on; found 0 rows" in problems_of(
-        lambda: SCHEMA.conform(TRAINING.head(0))
-    )
+    assert "there must be rows to work on; found 0 rows" in problems_of(lambda: SCHEMA.conform(TRAINING.head(0)))
 
 
 def test_a_label_is_canonical_and_optional() -> None:
@@ -517,9 +500,7 @@ def restored(column: str, values: Any, dtype: Any) -> list[Any]:
 
 
 def test_restore_rounds_and_clips() -> None:
-    small = Schema.infer(
-        pl.DataFrame({"i": pl.Series([1, 5], dtype=pl.Int8), "u": pl.Series([1, 5], dtype=pl.UInt64)})
-    )
+    small = Schema.infer(pl.DataFrame({"i": pl.Series([1, 5], dtype=pl.Int8), "u": pl.Series([1, 5], dtype=pl.UInt64)}))
     back = small.restore(pl.DataFrame({"i": [300, -300, None], "u": [-4, 2**62, 7]}))
     assert back["i"].to_list() == [127, -128, None]
     assert back["u"].to_list() == [0, 2**62, 7]

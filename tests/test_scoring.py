@@ -50,7 +50,8 @@ def test_p_values_of_normal_rows_are_uniform():
 def test_exact_copies_have_a_finite_score():
     calibration = calibration_of(errors(100))
     score, contributions = calibration.combine(np.zeros((2, 3, 4), np.float32))
-    assert np.isfinite(score).all() and np.isfinite(contributions).all()
+    assert np.isfinite(score).all()
+    assert np.isfinite(contributions).all()
 
 
 def test_combining_does_not_depend_on_company():
@@ -74,9 +75,7 @@ def test_contamination_flags_exactly_that_share_even_with_ties():
     assert set(np.flatnonzero(flag(scores, scores, contamination=0.1))) == set(np.argsort(-scores)[:20])
 
 
-@pytest.mark.parametrize(
-    "rules", [{}, {"fdr": 0.1, "contamination": 0.1}, {"fdr": 0.0}, {"contamination": 1.0}]
-)
+@pytest.mark.parametrize("rules", [{}, {"fdr": 0.1, "contamination": 0.1}, {"fdr": 0.0}, {"contamination": 1.0}])
 def test_flag_rules_are_checked(rules):
     with pytest.raises(ConfigError):
         flag(np.zeros(3), np.ones(3), **rules)

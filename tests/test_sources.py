@@ -208,9 +208,7 @@ def test_csv_parts_widen_but_differing_parts_are_named(tmp_path: Path) -> None:
 def test_parquet_parts_are_not_widened(tmp_path: Path) -> None:
     pl.DataFrame({"n": [1]}).write_parquet(tmp_path / "a.parquet")
     pl.DataFrame({"n": [1.5]}).write_parquet(tmp_path / "b.parquet")
-    with pytest.raises(
-        SchemaError, match=r"column 'n': files must agree; found Int64 in .*a\.parquet and Float64 in"
-    ):
+    with pytest.raises(SchemaError, match=r"column 'n': files must agree; found Int64 in .*a\.parquet and Float64 in"):
         read(tmp_path)
 
 
@@ -387,9 +385,7 @@ def test_atomic_write(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_file_is_on_the_disk_before_it_gets_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     replace, sync = Path.replace, os.fsync
     monkeypatch.setattr(Path, "replace", lambda self, to: (order.append("rename"), replace(self, to))[1])
@@ -486,9 +482,7 @@ def test_fingerprint_ignores_chunks_and_sees_every_change() -> None:
 def test_fingerprint_is_the_same_in_another_process() -> None:
     table = "{'a': ['x', None], 'b': [1, 2]}"
     code = f"import polars, tabdiff.files as s; print(s.fingerprint(polars.DataFrame({table})))"
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     expected = fingerprint(pl.DataFrame({"a": ["x", None], "b": [1, 2]}))
     assert output == expected
     # The layout, byte by byte: bundles keep fingerprints, so a new version must compute the same.

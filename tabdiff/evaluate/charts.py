@@ -85,18 +85,14 @@ def histogram_pair(
     """
     name = real.name if title is None else title
     if kind_of(real.dtype) != kind_of(synthetic.dtype) and pl.Null not in (real.dtype, synthetic.dtype):
-        raise ConfigError(
-            f"a pair of histograms shows one kind of values; found {real.dtype}, {synthetic.dtype}"
-        )
+        raise ConfigError(f"a pair of histograms shows one kind of values; found {real.dtype}, {synthetic.dtype}")
     legend = (("fill-a", "real"), ("line-b", "synthetic"))
     if kind_of(real.dtype) == "category":
         return figure(name, _level_bars(texts(real), texts(synthetic), most_levels, name), reading, legend)
     values = [numbers(column) for column in (real, synthetic)]
     gaps = [float(np.isnan(part).mean()) if len(part) else 0.0 for part in values]
     if any(gaps):
-        reading = (
-            f"{reading} Missing: real {number(100 * gaps[0])} %, synthetic {number(100 * gaps[1])} %.".strip()
-        )
+        reading = f"{reading} Missing: real {number(100 * gaps[0])} %, synthetic {number(100 * gaps[1])} %.".strip()
     dated = real.dtype if real.dtype.is_temporal() else None
     picture = _histogram(values[0], values[1], f"Histogram of {name}: real and synthetic", 24, dated)
     return figure(name, picture, reading, legend)
@@ -192,14 +188,10 @@ def _tick(value: float, dated: pl.DataType | None) -> str:
 
 def _level_bars(real: pl.Series, synthetic: pl.Series, most: int, name: str) -> str:
     """Shares of the levels of a category in two tables."""
-    counts = (
-        real.drop_nulls().rename("level").value_counts().sort(["count", "level"], descending=[True, False])
-    )
+    counts = real.drop_nulls().rename("level").value_counts().sort(["count", "level"], descending=[True, False])
     levels = counts["level"].head(most).to_list()
     known = set(levels)
-    rest = any(
-        value is not None and value not in known for part in (real, synthetic) for value in part.unique()
-    )
+    rest = any(value is not None and value not in known for part in (real, synthetic) for value in part.unique())
     rows = [(text(level, 18), [(part == level).sum() for part in (real, synthetic)]) for level in levels]
     if rest:
         others = [(part.is_not_null() & ~part.is_in(levels)).sum() for part in (real, synthetic)]
@@ -207,9 +199,7 @@ def _level_bars(real: pl.Series, synthetic: pl.Series, most: int, name: str) -> 
     if real.null_count() or synthetic.null_count():
         rows.append(("(missing)", [part.null_count() for part in (real, synthetic)]))
     totals = [max(len(part), 1) for part in (real, synthetic)]
-    shares = [
-        [int(count or 0) / total for count, total in zip(pair, totals, strict=True)] for _, pair in rows
-    ]
+    shares = [[int(count or 0) / total for count, total in zip(pair, totals, strict=True)] for _, pair in rows]
     longest = max((share for pair in shares for share in pair), default=0.0) or 1.0
     lines = []
     for (label, _), (a, b) in zip(rows, shares, strict=True):
@@ -242,9 +232,7 @@ def _columns(first: Floats, second: Floats, label: str, ticks: Sequence[str]) ->
     parts.append(f'<path class="axis" d="M{LEFT} {base}H{WIDTH - RIGHT}"/>')
     parts.append(f'<text x="{LEFT - 5}" y="{TOP + 9}" text-anchor="end">{100 * top:.2g}%</text>')
     parts.append(f'<text x="{LEFT - 5}" y="{base}" text-anchor="end">0</text>')
-    for anchor, x, tick in zip(
-        ("start", "middle", "end"), (LEFT, LEFT + wide / 2, WIDTH - RIGHT), ticks, strict=True
-    ):
+    for anchor, x, tick in zip(("start", "middle", "end"), (LEFT, LEFT + wide / 2, WIDTH - RIGHT), ticks, strict=True):
         parts.append(f'<text x="{x:.0f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{tick}</text>')
     return _svg(WIDTH, HEIGHT, label, "".join(parts))
 
@@ -263,9 +251,7 @@ def _heatmap(frame: pl.DataFrame, title: str) -> str:
         y = top + i * cell
         caption = f"{text(name, 11)} {i + 1}"
         parts.append(f'<text x="{left - 6}" y="{y + cell / 2 + 4:.1f}" text-anchor="end">{caption}</text>')
-        parts.append(
-            f'<text x="{left + (i + 0.5) * cell:.1f}" y="{top - 5}" text-anchor="middle">{i + 1}</text>'
-        )
+        parts.append(f'<text x="{left + (i + 0.5) * cell:.1f}" y="{top - 5}" text-anchor="middle">{i + 1}</text>')
         for j, other in enumerate(names):
             value = float(matrix[i, j])
             style = "fill-a" if value >= 0 else "fill-b"

@@ -37,9 +37,7 @@ def _checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Integers, Fl
     """Labels (n,) of zeros and ones, both present, and finite scores (n,); ConfigError otherwise."""
     truth, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     if truth.ndim != 1 or truth.shape != values.shape:
-        raise ConfigError(
-            f"labels and scores are two lists of one length; found {truth.shape} and {values.shape}"
-        )
+        raise ConfigError(f"labels and scores are two lists of one length; found {truth.shape} and {values.shape}")
     if set(np.unique(truth).tolist()) != {0, 1}:
         levels = np.unique(truth).tolist()[:5]
         raise ConfigError(f"labels are 0 (normal) and 1 (anomaly), both present; found {levels}")
@@ -141,9 +139,7 @@ def random_score(rows: int, seed: int = 0) -> Floats:
     return np.random.default_rng(seed).random(rows)
 
 
-def encode_for_controls(
-    train: pl.DataFrame, test: pl.DataFrame, most_levels: int = 64
-) -> tuple[Floats, Floats]:
+def encode_for_controls(train: pl.DataFrame, test: pl.DataFrame, most_levels: int = 64) -> tuple[Floats, Floats]:
     """Standardised float matrices (n, d), (m, d) of two mixed tables: a fair chance for numeric controls.
 
     Numbers: median of train where missing, and an indicator column if any is missing. Categories: one
@@ -174,13 +170,7 @@ def _encode_number(train: pl.Series, test: pl.Series, _: int) -> tuple[Floats, F
 
 def _encode_category(train: pl.Series, test: pl.Series, most_levels: int) -> tuple[Floats, Floats]:
     """One-hot (n, levels + 2), (m, levels + 2); the last two columns are "another level" and "missing"."""
-    counts = (
-        texts(train)
-        .drop_nulls()
-        .rename("level")
-        .value_counts()
-        .sort(["count", "level"], descending=[True, False])
-    )
+    counts = texts(train).drop_nulls().rename("level").value_counts().sort(["count", "level"], descending=[True, False])
     levels = counts["level"].head(most_levels)
     encoded = []
     for part in (train, test):

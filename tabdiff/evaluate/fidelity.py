@@ -197,9 +197,7 @@ def detector_auc(real: pl.DataFrame, synthetic: pl.DataFrame, seed: int = 0, mos
         return 0.5
     origin = np.repeat([0, 1], rows)
     # early_stopping off: the default switches it on by the number of rows, a jump that nobody asked for.
-    trees = HistGradientBoostingClassifier(
-        max_iter=150, learning_rate=0.06, early_stopping=False, random_state=seed
-    )
+    trees = HistGradientBoostingClassifier(max_iter=150, learning_rate=0.06, early_stopping=False, random_state=seed)
     folds = StratifiedKFold(3, shuffle=True, random_state=seed)
     probability = cross_val_predict(trees, features, origin, cv=folds, method="predict_proba")[:, 1]
     return float(roc_auc_score(origin, probability))
@@ -261,9 +259,7 @@ def _percent(share: float) -> float:
 def _shares(left: Integers, right: Integers) -> Floats:
     """Difference of the share of each code, code 0 first."""
     size = int(max(left.max(), right.max())) + 1
-    gaps: Floats = np.bincount(left, minlength=size) / len(left) - np.bincount(right, minlength=size) / len(
-        right
-    )
+    gaps: Floats = np.bincount(left, minlength=size) / len(left) - np.bincount(right, minlength=size) / len(right)
     return gaps
 
 
@@ -279,9 +275,7 @@ def _bins(values: Floats) -> Integers:
     return codes
 
 
-def _contingency_distance(
-    left: dict[str, Integers], right: dict[str, Integers], first: str, second: str
-) -> float:
+def _contingency_distance(left: dict[str, Integers], right: dict[str, Integers], first: str, second: str) -> float:
     """Total variation between two contingency tables, 0 to 1."""
     size = int(max(left[second].max(), right[second].max())) + 1
     cells = [codes[first] * size + codes[second] for codes in (left, right)]
@@ -294,9 +288,7 @@ def _correlation_distance(left: _View, right: _View, first: str, second: str) ->
     correlations = [_correlation(view.values[first], view.values[second]) for view in (left, right)]
     if correlations[0] is None or correlations[1] is None:
         return None
-    present = [
-        {name: (view.codes[name] > 0).astype(np.int64) for name in (first, second)} for view in (left, right)
-    ]
+    present = [{name: (view.codes[name] > 0).astype(np.int64) for name in (first, second)} for view in (left, right)]
     patterns = _contingency_distance(present[0], present[1], first, second)
     return max(abs(correlations[0] - correlations[1]) / 2, patterns)
 

@@ -60,9 +60,7 @@ def texts(column: pl.Series) -> pl.Series:
 def joint_codes(kind: Kind, *columns: pl.Series) -> list[Integers]:
     """Code the values of several columns jointly: equal values, equal codes; 0 is missing."""
     parts = [pl.Series(numbers(c), nan_to_null=True) if kind == "number" else texts(c) for c in columns]
-    codes = (
-        pl.concat([part.rename("") for part in parts]).rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
-    )
+    codes = pl.concat([part.rename("") for part in parts]).rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
     return np.split(codes, np.cumsum([len(c) for c in columns])[:-1])
 
 
@@ -87,9 +85,7 @@ def positions(levels: pl.Series, values: pl.Series) -> Integers:
     """Position (n,) of each string in `levels`; -1 where it is none of them or null."""
     if levels.is_empty():
         return np.full(len(values), -1, dtype=np.int64)
-    known = pl.DataFrame(
-        {"value": levels, "position": np.arange(len(levels))}, schema_overrides={"value": pl.String}
-    )
+    known = pl.DataFrame({"value": levels, "position": np.arange(len(levels))}, schema_overrides={"value": pl.String})
     joined = values.to_frame("value").join(known, on="value", how="left", maintain_order="left")
     return np.array(joined["position"].fill_null(-1), dtype=np.int64)
 
@@ -124,9 +120,7 @@ def align(reference: pl.DataFrame, frame: pl.DataFrame, role: str, least: int = 
     for name in frame.columns:
         if name not in reference.columns:
             rule = f"the {role} table has no column that the reference table lacks"
-            problems.append(
-                Problem(name, rule, "an additional column", "Select the same columns of both tables.")
-            )
+            problems.append(Problem(name, rule, "an additional column", "Select the same columns of both tables."))
     if problems:
         raise SchemaError(problems)
     require_rows(frame, role, least)

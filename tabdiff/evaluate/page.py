@@ -227,18 +227,13 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     )
     size = len(page.encode())
     if size > MOST_BYTES:
-        raise ConfigError(
-            f"a page is at most {MOST_BYTES:,} bytes; found {size:,}. Show fewer rows or columns"
-        )
+        raise ConfigError(f"a page is at most {MOST_BYTES:,} bytes; found {size:,}. Show fewer rows or columns")
     return page
 
 
 def _scrolled(head: str, body: str) -> str:
     """A table that scrolls sideways within itself where the page is too narrow."""
-    return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _is_number(value: object) -> bool:

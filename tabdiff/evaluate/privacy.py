@@ -58,9 +58,7 @@ def exact_copies(train: pl.DataFrame, synthetic: pl.DataFrame, holdout: pl.DataF
     found = []
     for frame in (synthetic, holdout):
         codes = [joint_codes(kind, train[name], frame[name]) for name, kind in kinds_of(train).items()]
-        left, right = (
-            pl.DataFrame([pl.Series(str(i), part[side]) for i, part in enumerate(codes)]) for side in (0, 1)
-        )
+        left, right = (pl.DataFrame([pl.Series(str(i), part[side]) for i, part in enumerate(codes)]) for side in (0, 1))
         found.append(right.join(left, on=left.columns, how="semi").height)
     return Copies(
         synthetic_rows=synthetic.height,

@@ -74,24 +74,18 @@ def train_on_synthetic(
             results.append(_regression(inputs[which], truth[0], inputs[2], truth[1], seed))
         else:
             classes = [_classes(tables[0][target], tables[side][target]) for side in (which, 2)]
-            results.append(
-                _classification(inputs[which], classes[0], inputs[2], classes[1], seed, metric, target)
-            )
+            results.append(_classification(inputs[which], classes[0], inputs[2], classes[1], seed, metric, target))
     return Utility(target, metric, results[0], results[1], results[1] - results[0])
 
 
 def _with_target(frame: pl.DataFrame, target: str) -> pl.DataFrame:
     """The rows that have a target, at least two."""
     column = frame[target]
-    present = (
-        ~np.isnan(numbers(column)) if kind_of(column.dtype) == "number" else column.is_not_null().to_numpy()
-    )
+    present = ~np.isnan(numbers(column)) if kind_of(column.dtype) == "number" else column.is_not_null().to_numpy()
     kept = frame.filter(pl.Series(present))
     if kept.height < 2:
         rule = "at least two rows of every table have a target"
-        raise SchemaError(
-            [Problem(target, rule, f"{kept.height} such rows", "Give more rows or another target.")]
-        )
+        raise SchemaError([Problem(target, rule, f"{kept.height} such rows", "Give more rows or another target.")])
     return kept
 
 

@@ -74,7 +74,12 @@ class Denoiser(nn.Module):
         super().__init__()
         self.process, self.length = process, length
         layout = process.layout
-        for name, value in {"mean": mean, "basis": basis, "variance": variance, "noise_scale": noise_scale}.items():
+        for name, value in {
+            "mean": mean,
+            "basis": basis,
+            "variance": variance,
+            "noise_scale": noise_scale,
+        }.items():
             self.register_buffer(name, value)
         inputs = length * (layout.model_width + len(layout.number_units) + len(layout.units))
         self.level = nn.Sequential(nn.Linear(_TIME_FEATURES, _LEVEL_WIDTH), nn.SiLU())
@@ -108,7 +113,11 @@ class Denoiser(nn.Module):
         total = self.variance + noise_variance
         centred = x_t[..., process.number_slots].flatten(1) - self.mean
         rotated = centred @ self.basis
-        c_skip, c_out, c_in = self.variance / total, (self.variance * noise_variance / total).sqrt(), total.rsqrt()
+        c_skip, c_out, c_in = (
+            self.variance / total,
+            (self.variance * noise_variance / total).sqrt(),
+            total.rsqrt(),
+        )
 
         seen = x_t.clone()
         seen[..., process.number_slots] = (rotated * c_in).view(len(x_t), self.length, -1)
@@ -131,6 +140,8 @@ class Denoiser(nn.Module):
 
 def time_features(t: Float[Tensor, " b"]) -> Float[Tensor, "b f"]:
     """Fourier features of t, frequencies from 1/2 to 64 half turns."""
-    frequencies = torch.exp(torch.linspace(math.log(0.5), math.log(64.0), _TIME_FEATURES // 2, device=t.device)) * math.pi
+    frequencies = (
+        torch.exp(torch.linspace(math.log(0.5), math.log(64.0), _TIME_FEATURES // 2, device=t.device)) * math.pi
+    )
     angles = t[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

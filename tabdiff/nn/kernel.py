@@ -16,9 +16,7 @@ from tabdiff.nn.process import MixedProcess
 _MISMATCH = 1e-6  # probability that a shown category is not the row's own; keeps a row that matches nowhere defined
 
 
-def kernel_mean(
-    x: Float[Tensor, "b d"], rows: Float[Tensor, "m d"], sigma: float | Tensor
-) -> Float[Tensor, "b d"]:
+def kernel_mean(x: Float[Tensor, "b d"], rows: Float[Tensor, "m d"], sigma: float | Tensor) -> Float[Tensor, "b d"]:
     """E[x_0 | x] for x_0 uniform over `rows` and x = x_0 + N(0, sigma^2): softmax of -|x - r|^2 / 2 sigma^2 (eq. B.3)."""
     return torch.softmax(log_kernel(x, rows) / sigma**2, dim=-1) @ rows
 
@@ -61,7 +59,12 @@ class KernelView(nn.Module):
         levels: Float[Tensor, " k"],
     ) -> None:
         super().__init__()
-        for name, value in {"rows": rows, "transform": transform, "inverse": inverse, "levels": levels}.items():
+        for name, value in {
+            "rows": rows,
+            "transform": transform,
+            "inverse": inverse,
+            "levels": levels,
+        }.items():
             self.register_buffer(name, value)
 
     def forward(
@@ -140,11 +143,16 @@ class SubsetKernels(nn.Module):
 
 
 def fit_subset_kernels(
-    rows: Float[Tensor, "n r"], generator: torch.Generator, *, subsets: int = 16, size: int = 32, level: float = 0.5
+    rows: Float[Tensor, "n r"],
+    generator: torch.Generator,
+    *,
+    subsets: int = 16,
+    size: int = 32,
+    level: float = 0.5,
 ) -> SubsetKernels:
     """Draw subsets, drop the half of all rows that they reconstruct worst, and draw again from the better half."""
     trial = _draw_subsets(rows, generator, 4 * subsets, size, level)
-    energy = torch.cat([trial(chunk).sum(-1).clamp_min(1e-9).log().mean(-1) for chunk in rows.split(512)])
+    energy = torch.cat([trial(chunk).sum(-1).clamp_min(1e-9).log().mean(-1) for chunk in torch.split(rows, 512)])
     return _draw_subsets(rows[energy <= energy.median()], generator, subsets, size, level)
 
 

@@ -45,7 +45,8 @@ class MixedProcess(nn.Module):
     def sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """Noise level at time t (Karras et al. 2022, eq. 5, read as a function of continuous time)."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return (low + t * (high - low)) ** self.rho
+        sigma: Tensor = (low + t * (high - low)) ** self.rho
+        return sigma
 
     def corrupt(
         self,
@@ -58,7 +59,9 @@ class MixedProcess(nn.Module):
         if given is None:
             given = torch.zeros_like(noise, dtype=torch.bool)
         x_t = x.clone()
-        numbers = x[..., self.number_slots] + self.sigma(t)[:, None, None] * self.shape_noise(noise[..., self.number_units])
+        numbers = x[..., self.number_slots] + self.sigma(t)[:, None, None] * self.shape_noise(
+            noise[..., self.number_units]
+        )
         x_t[..., self.number_slots] = torch.where(given[..., self.number_units], x[..., self.number_slots], numbers)
         for index in self.layout.category_units:
             slots = self.layout.units[index].slots

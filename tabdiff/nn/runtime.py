@@ -18,7 +18,7 @@ from tabdiff.nn.programs import Score, Step
 
 
 def resolve_device(device: str) -> torch.device:
-    """"auto" is CUDA where there is one, else the CPU.
+    """ "auto" is CUDA where there is one, else the CPU.
 
     Raises:
         RuntimeUnavailable: "cuda" is asked for and there is none.
@@ -38,7 +38,12 @@ def build_denoiser(layout: Layout, model: dict[str, Any], tensors: dict[str, np.
         return torch.as_tensor(tensors[f"score.denoiser.{name}"])
 
     process = MixedProcess(
-        layout, model["sigma_min"], model["sigma_max"], model["rho"], tensor("process.basis"), tensor("process.scale")
+        layout,
+        model["sigma_min"],
+        model["sigma_max"],
+        model["rho"],
+        tensor("process.basis"),
+        tensor("process.scale"),
     )
     return Denoiser(
         process,
@@ -84,7 +89,9 @@ class TorchRuntime:
         return f"torch {self.device.type}"
 
     @torch.inference_mode()
-    def score(self, x: Float32[np.ndarray, "b t w"], present: Bool[np.ndarray, "b t u"]) -> Float32[np.ndarray, "b t v c"]:
+    def score(
+        self, x: Float32[np.ndarray, "b t w"], present: Bool[np.ndarray, "b t u"]
+    ) -> Float32[np.ndarray, "b t v c"]:
         """Reconstruction error per view and column."""
         result: Float32[np.ndarray, "b t v c"] = self._score(self._to(x), self._to(present)).cpu().numpy()
         return result

@@ -23,8 +23,15 @@ from torch import Tensor, nn
 from tabdiff.config import TrainConfig
 from tabdiff.errors import TrainingError
 from tabdiff.files import atomic_folder
-from tabdiff.layout import Layout
-from tabdiff.nn.denoiser import Denoiser, time_features
+from tabdiff.nn.denoiser import Denoiser
+from tabdiff.nn.objective import (
+    Uncertainty,
+    decouple_categories,
+    denoising_loss,
+    draw_given,
+    draw_noise,
+    fill_gated,
+)
 
 _HELD_OUT_ROWS = 2048
 _COMPUTE = 1.6e12  # floating-point operations of the default budget; about 40 s of one core of 2020
@@ -54,24 +61,6 @@ class TrainEvent:
     rows_per_second: float
     elapsed: float
     finished: str | None = None
-
-
-class Uncertainty(nn.Module):
-    """u(t): log of the error to be expected at each noise level, per number direction and per category.
-
-    Dividing by exp(u) and adding u (Karras et al. 2024, eq. 14 and 21; Kendall et al. 2018) gives every level and every
-    column the same say, whatever its difficulty.
-    """
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(len(time_features(torch.zeros(1))[0]), outputs)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b outputs"]:
-        """Clamped so that a column that is known for certain does not take the whole gradient."""
-        return torch.clamp(self.linear(time_features(t)), min=-5.0)
 
 
 def train(
@@ -104,7 +93,9 @@ def train(
             return
     device = denoiser.mean.device
     x, present = x.to(device), present.to(device)
-    evaluate = _held_out_loss(held_out[:_HELD_OUT_ROWS].to(device), held_out_present[:_HELD_OUT_ROWS].to(device), state, config)
+    evaluate = _held_out_loss(
+        held_out[:_HELD_OUT_ROWS].to(device), held_out_present[:_HELD_OUT_ROWS].to(device), state, config
+    )
     started = time.monotonic() - state.elapsed
     total, counted, since = torch.zeros((), device=device), 0, time.monotonic()
     while not state.finished:
@@ -121,11 +112,11 @@ def train(
                 f"the loss must stay finite; at step {state.step} it is {loss} (held out {current}). "
                 f"Lower train.learning_rate (now {config.learning_rate}) or use train.precision=float32."
             )
-        state.judge(current, out_of_time)
+        finished = state.judge(current, out_of_time)
         if checkpoint is not None:
             state.save(checkpoint)
         rate = counted * config.batch_size / max(now - since, 1e-9)
-        if state.finished:
+        if finished:
             denoiser.load_state_dict(state.best_weights)
         yield state.event(loss, current, rate)
         total, counted, since = torch.zeros((), device=device), 0, time.monotonic()
@@ -137,58 +128,6 @@ def planned_steps(denoiser: Denoiser, config: TrainConfig) -> int:
         return config.steps
     parameters = sum(p.numel() for p in denoiser.parameters())
     return int(min(20_000, max(500, _COMPUTE / (6 * parameters * config.batch_size))))
-
-
-def denoising_loss(
-    denoiser: Denoiser,
-    uncertainty: Uncertainty,
-    x: Float[Tensor, "b t w"],
-    present: Bool[Tensor, "b t u"],
-    t: Float[Tensor, " b"],
-    noise: Float[Tensor, "b t u"],
-    given: Bool[Tensor, "b t u"],
-) -> Float[Tensor, ""]:
-    """Weighted denoising error: numbers in units of c_out per eigenvector (EDM's weight), categories by cross-entropy.
-
-    Cells that are given or absent do not count.
-    """
-    process, layout = denoiser.process, denoiser.process.layout
-    x_t = process.corrupt(x, t, noise, given)
-    mean, log_probability, c_out = denoiser.estimate(x_t, t, given)
-    free = present & ~given
-    u = uncertainty(t)
-    directions = denoiser.mean.numel()
-    loss = u.new_zeros(len(x))
-    if directions:
-        counts = free[..., process.number_units].to(x.dtype)
-        error = ((mean - x[..., process.number_slots]) * counts).flatten(1) @ denoiser.basis / c_out
-        weight = counts.mean(dim=(1, 2))[:, None]
-        loss = loss + (error.square() * torch.exp(-u[:, :directions]) + weight * u[:, :directions]).sum(-1)
-    for place, index in enumerate(layout.category_units):
-        slots = layout.units[index].slots
-        masked = (x_t[..., slots].sum(-1) == 0) & free[..., index]
-        entropy = -(x[..., slots] * log_probability[..., slots]).sum(-1)
-        u_c = u[:, directions + place, None]
-        loss = loss + (masked * (entropy * torch.exp(-u_c) + u_c)).sum(-1)
-    return loss.mean() / (directions + len(layout.category_units) * denoiser.length)
-
-
-def fill_gated(
-    x: Float[Tensor, "b t w"], layout: Layout, generator: torch.Generator
-) -> Float[Tensor, "b t w"]:
-    """Where a number does not apply (the column holds an atom or is missing) its slot is independent N(0, 1).
-
-    Any fixed value there would tell the network the state of the column; independent noise makes (state, value) a
-    proper joint distribution whose value is simply not read.
-    """
-    gated = [unit for unit in layout.units if unit.gate is not None]
-    if not gated:
-        return x
-    slots, gates = [unit.start for unit in gated], [unit.gate for unit in gated]
-    filler = torch.randn((*x.shape[:-1], len(gated)), generator=generator, device=generator.device).to(x.device)
-    x = x.clone()
-    x[..., slots] = torch.where(x[..., gates] == 1, x[..., slots], filler)
-    return x
 
 
 @dataclass
@@ -214,7 +153,11 @@ class _State:
         uncertainty = Uncertainty(denoiser.mean.numel() + len(layout.category_units)).to(denoiser.mean.device)
         parameters = [*denoiser.parameters(), *uncertainty.parameters()]
         optimizer = torch.optim.AdamW(
-            parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+            parameters,
+            lr=config.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         weights = {name: value.detach().clone() for name, value in denoiser.state_dict().items()}
         return cls(denoiser, uncertainty, optimizer, weights, copy.deepcopy(weights), config, steps)
@@ -228,7 +171,15 @@ class _State:
     def event(self, loss: float, held_out: float, rate: float) -> TrainEvent:
         """What the caller is told."""
         return TrainEvent(
-            self.step, self.steps, loss, held_out, self.best, self.learning_rate(), rate, self.elapsed, self.finished
+            self.step,
+            self.steps,
+            loss,
+            held_out,
+            self.best,
+            self.learning_rate(),
+            rate,
+            self.elapsed,
+            self.finished,
         )
 
     def advance(self, x: Float[Tensor, "n t w"], present: Bool[Tensor, "n t u"]) -> Tensor:
@@ -240,8 +191,12 @@ class _State:
         # One stratified draw of levels per batch: less variance than independent ones (Kingma et al. 2021, appendix I.1).
         offset = torch.rand((), generator=generator)
         t = ((torch.arange(config.batch_size) + offset) / config.batch_size).clamp_min(1e-4).to(device)
-        noise = _decouple(draw_noise(self.denoiser.process.layout, (config.batch_size, x.shape[1]), generator), self.denoiser.process.layout, generator).to(device)
-        given = _draw_given(self.denoiser.process.layout, present[rows], config.condition_share, generator)
+        noise = decouple_categories(
+            draw_noise(self.denoiser.process.layout, (config.batch_size, x.shape[1]), generator),
+            self.denoiser.process.layout,
+            generator,
+        ).to(device)
+        given = draw_given(self.denoiser.process.layout, present[rows], config.condition_share, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.denoiser.train()
@@ -255,11 +210,13 @@ class _State:
         # The average forgets the first steps quickly, however long its memory is later.
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            current = list(self.denoiser.parameters())
-            torch._foreach_lerp_([self.averaged[name] for name, _ in self.denoiser.named_parameters()], current, 1 - decay)
+            current: list[Tensor] = list(self.denoiser.parameters())
+            torch._foreach_lerp_(
+                [self.averaged[name] for name, _ in self.denoiser.named_parameters()], current, 1 - decay
+            )
         return loss.detach()
 
-    def judge(self, held_out: float, out_of_time: bool) -> None:
+    def judge(self, held_out: float, out_of_time: bool) -> bool:
         """Keep the best averaged weights and decide whether to stop."""
         if held_out < self.best:
             self.best, self.worse = held_out, 0
@@ -272,6 +229,7 @@ class _State:
             self.finished = "patience"
         elif out_of_time:
             self.finished = "time"
+        return self.finished is not None
 
     def save(self, folder: Path) -> None:
         """Replace the checkpoint folder at once."""
@@ -297,7 +255,9 @@ class _State:
             progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / "state.safetensors", device=str(self.denoiser.mean.device))
         except (OSError, ValueError, SafetensorError) as error:
-            raise TrainingError(f"the checkpoint {str(folder)!r} cannot be read: {error}. Delete it to start again.") from error
+            raise TrainingError(
+                f"the checkpoint {str(folder)!r} cannot be read: {error}. Delete it to start again."
+            ) from error
         config = self.config.model_dump()
         # How long and where to train may change between runs; anything else would make another model.
         changed = [
@@ -306,14 +266,20 @@ class _State:
             if name not in ("time_limit", "device", "patience") and progress["config"].get(name) != value
         ]
         shapes = {name: value.shape for name, value in self.denoiser.state_dict().items()}
-        stored = {name.removeprefix("weights/"): value.shape for name, value in tensors.items() if name.startswith("weights/")}
+        stored = {
+            name.removeprefix("weights/"): value.shape for name, value in tensors.items() if name.startswith("weights/")
+        }
         if changed or shapes != stored:
             reason = "; ".join(changed) or "the table or the network has another shape"
             raise TrainingError(
                 f"the checkpoint {str(folder)!r} is of another fit: {reason}. Use the same options, or delete it to start again."
             )
         group = {
-            prefix: {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
+            prefix: {
+                name.removeprefix(f"{prefix}/"): value
+                for name, value in tensors.items()
+                if name.startswith(f"{prefix}/")
+            }
             for prefix in ("weights", "averaged", "best", "uncertainty")
         }
         self.denoiser.load_state_dict(group["weights"])
@@ -331,42 +297,6 @@ class _State:
         self.finished = None if progress["finished"] == "time" else progress["finished"]
 
 
-def draw_noise(layout: Layout, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "..."]:
-    """N(0, 1) for number units, U(0, 1) for category units, shape (*shape, U)."""
-    noise = torch.randn((*shape, len(layout.units)), generator=generator)
-    uniform = torch.rand((*shape, len(layout.category_units)), generator=generator)
-    noise[..., list(layout.category_units)] = uniform
-    return noise
-
-
-def _decouple(
-    noise: Float[Tensor, "b t u"], layout: Layout, generator: torch.Generator
-) -> Float[Tensor, "b t u"]:
-    """In half of the rows, mask categories at a rate of their own instead of with probability t.
-
-    Otherwise the network would hardly ever see a category beside numbers that are still noise, or clean numbers beside
-    masked categories, which is what conditional sampling asks it about.
-    """
-    apart = torch.rand((len(noise), 1, 1), generator=generator) < 0.5
-    rate = torch.rand((len(noise), 1, 1), generator=generator)
-    categories = list(layout.category_units)
-    # 1 is shown and 0 is masked at any t.
-    noise[..., categories] = torch.where(apart, (noise[..., categories] >= rate).float(), noise[..., categories])
-    return noise
-
-
-def _draw_given(
-    layout: Layout, present: Bool[Tensor, "b t u"], share: float, generator: torch.Generator
-) -> Bool[Tensor, "b t u"]:
-    """Observation masks: in a `share` of rows each column is given with a probability drawn for that row."""
-    b, length, _ = present.shape
-    chance = torch.rand((b, 1, 1), generator=generator)
-    conditional = torch.rand((b, 1, 1), generator=generator) < share
-    columns = torch.rand((b, length, len(layout.columns)), generator=generator) < chance
-    given = columns[..., [unit.column for unit in layout.units]] & conditional
-    return given.to(present.device) & present
-
-
 def _held_out_loss(x: Tensor, present: Tensor, state: _State, config: TrainConfig):  # type: ignore[no-untyped-def]
     """A function that gives the averaged weights' loss on held-out rows, always with the same noise."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -377,7 +307,7 @@ def _held_out_loss(x: Tensor, present: Tensor, state: _State, config: TrainConfi
     order = torch.randperm(len(x), generator=generator)
     t = ((order + 0.5) / len(x)).to(x.device)
     noise = draw_noise(layout, tuple(x.shape[:2]), generator).to(x.device)
-    given = _draw_given(layout, present, config.condition_share, generator)
+    given = draw_given(layout, present, config.condition_share, generator)
     averaged_model = copy.deepcopy(state.denoiser).eval()
     plain = Uncertainty(state.uncertainty.linear.out_features).to(x.device)
 
