@@ -54,8 +54,10 @@ check: $(VENV)/.ready-dev
 
 bench: $(VENV)/.ready-dev
 	@test -n "$(DATA)" || { echo "Say where the tables are: make bench DATA=folder (see benchmarks/README.md)"; exit 1; }
-	@echo "==> benchmarks on $(DATA)"
-	@$(BIN)/python -m benchmarks "$(DATA)"
+	@echo "==> detection on the tables in $(DATA)"
+	@$(BIN)/python benchmarks/detection.py "$(DATA)"
+	@echo "==> speed"
+	@$(BIN)/python benchmarks/speed.py
 
 docs: $(VENV)/.ready-dev
 	@echo "==> docs/cli.md and docs/reference"

@@ -8,9 +8,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tabdiff.config import FitConfig, SampleConfig
 from tabdiff.errors import (
     BundleError,
     ConfigError,
@@ -22,11 +22,12 @@ from tabdiff.errors import (
     TabdiffWarning,
     TrainingError,
 )
-from tabdiff.model import Model
-from tabdiff.schema import Schema
 
 if TYPE_CHECKING:
     from tabdiff.api import fit, load
+    from tabdiff.config import FitConfig, SampleConfig
+    from tabdiff.model import Model
+    from tabdiff.schema import Schema
 
 __all__ = [
     "BundleError",
@@ -46,11 +47,18 @@ __all__ = [
     "load",
 ]
 
+# torch takes seconds to import and polars half a second; only those who use them wait.
+_LAZY = {
+    "fit": "api",
+    "load": "api",
+    "FitConfig": "config",
+    "SampleConfig": "config",
+    "Model": "model",
+    "Schema": "schema",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # `fit` and `load` bring torch, which takes seconds to import; only those who use them wait.
-    if name in ("fit", "load"):
-        from tabdiff import api
-
-        return getattr(api, name)
+    if name in _LAZY:
+        return getattr(import_module(f"tabdiff.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'tabdiff' has no attribute {name!r}")

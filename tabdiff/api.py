@@ -35,7 +35,7 @@ _MAXIMUM_HELD_OUT = 10_000
 _KERNEL_FACTORS = (0.2, 0.3, 0.5)  # noise levels of the kernel views, in mean distances to the nearest rows
 _NEIGHBOUR_FACTOR = 1.0  # the level at which a row's neighbours are weighed
 _LEARNED_SIGMAS = (0.7, 1.0, 1.4)  # noise levels of the learned view, in standard deviations
-_PROBES = 4  # per level, so that every category is masked in at least one
+_MASKING_SIGMA, _MASKING_PROBES = 1.0, 4  # with categories: one level, each category masked in about half of the probes
 
 
 def fit(
@@ -70,6 +70,7 @@ def fit(
         raise SchemaError(
             [Problem(TABLE, f"fitting needs at least {MINIMUM_ROWS} rows", f"{conformed.height} rows", cure)]
         )
+    data = fingerprint(conformed)
     train_rows, held_out_rows = _split(conformed, config)
     codec = Codec.fit(train_rows, schema, config.data)
     if config.data.trim:
@@ -86,6 +87,7 @@ def fit(
         *_windows(held_out, codec.layout),
         config.train,
         checkpoint=checkpoint,
+        identity=f"{data} {config.model_dump_json(include={'data', 'process', 'network'})}",
     ):
         last = event
         if on_event is not None:
@@ -102,7 +104,7 @@ def fit(
         calibration.to_json(),
         _describe(denoiser, report),
         {f"score.{name}": value.cpu().numpy() for name, value in score.state_dict().items()},
-        fingerprint(conformed),
+        data,
     )
     return Model(bundle, runtime)
 
@@ -194,7 +196,9 @@ def _build_score(
         usual_log = _left_out_log(kernels["raw"], memory[:, layout.view("raw")])
     view_columns = np.zeros((len(layout.view_columns), len(codec.columns)), np.float32)
     view_columns[np.arange(len(layout.view_columns)), list(layout.view_columns)] = 1.0
-    sigmas = () if config.score.contaminated else _LEARNED_SIGMAS
+    sigmas: tuple[float, ...] = _LEARNED_SIGMAS if not layout.category_units else (_MASKING_SIGMA,)
+    if config.score.contaminated:
+        sigmas = ()
     process = denoiser.process
     low, high = process.sigma_min ** (1 / process.rho), process.sigma_max ** (1 / process.rho)
     score = Score(
@@ -254,7 +258,7 @@ def _calibrate(
 
 def _probe_bank(layout: Layout, levels: int, rng: np.random.Generator) -> Float32[torch.Tensor, "l p 1 u"]:
     """Fixed probes: numbers without noise (the score-norm view), categories masked in turn so that each one is asked about."""
-    probes = _PROBES if layout.category_units else 1
+    probes = _MASKING_PROBES if layout.category_units else 1
     bank = np.zeros((levels, probes, 1, len(layout.units)), np.float32)
     for level in range(levels):
         for index in layout.category_units:

@@ -110,7 +110,10 @@ class SampleConfig(_Options):
     """How rows are drawn."""
 
     steps: int = Field(20, ge=1, le=10_000, description="noise levels visited")
-    sampler: Literal["dpmpp_2m", "heun", "ddpm"] = "dpmpp_2m"
+    sampler: Literal["dpmpp_2m", "heun", "ddpm"] = Field(
+        "dpmpp_2m",
+        description="DPM-Solver++(2M), Heun's method (twice the calls a step), or ancestral DDPM (needs many steps)",
+    )
     chunk_rows: int = Field(4096, ge=1, description="rows denoised at once; does not change the result")
 
 

@@ -150,7 +150,7 @@ def _find_tumours(stage: _Stage) -> tuple[dict[str, Any], list[page.Section]]:
     measures = {"name": "method", "roc_auc": "ROC AUC", "average_precision": "average precision"}
     caption = (
         f"1 is best. One split only, {len(rest)} tumours, {100 * truth.mean():.0f} % of them malignant: with "
-        "another --seed each value moves by about 0.01, and the order of the first three changes."
+        "another --seed each value moves by about 0.01, so smaller differences may be chance."
     )
     stage.say(table_of(results, measures, 3))
     stage.explain(caption)

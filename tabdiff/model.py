@@ -12,12 +12,13 @@ from jaxtyping import Bool
 
 from tabdiff.bundle import Bundle
 from tabdiff.codec import Codec, Encoded
+from tabdiff.codes import OTHER, CategoryCode
 from tabdiff.config import SampleConfig
 from tabdiff.errors import ConfigError, Problem, SchemaError
 from tabdiff.runtime import Runtime
 from tabdiff.sampling import Condition, NoiseSchedule, draw
 from tabdiff.schema import Schema
-from tabdiff.scoring import CHUNK_ROWS, Calibration, Scores, errors_of, flag
+from tabdiff.scoring import CHUNK_ROWS, Calibration, Scores, check_rule, errors_of, flag
 
 _EXPLAINED_COLUMNS = 3
 
@@ -62,6 +63,7 @@ class Model:
         """
         if fdr is None and contamination is None:
             fdr = self.bundle.config.score.fdr
+        check_rule(fdr, contamination)
         conformed = self.schema.conform(frame)
         encoded = self.codec.encode(conformed)
         score, contributions = self.calibration.combine(errors_of(self.runtime, encoded))
@@ -169,12 +171,21 @@ class Model:
             axis=1,
         )
         condition = self._complete(encoded, open_cells)
-        unseen = condition.given & ~encoded.present[:, None, :]
+        unseen = condition.given & ~(encoded.present & ~self._pooled(encoded))[:, None, :]
         if unseen.any():
             raise SchemaError(self._unseen(partial, unseen[:, 0]))
         if not drawn_if_null:
             return Condition(condition.x, condition.given, np.ones_like(condition.allowed))
         return condition
+
+    def _pooled(self, encoded: Encoded) -> Bool[np.ndarray, "n u"]:
+        """Units that hold `__other__`: one state for all rare values, so none of them can be asked for by name."""
+        pooled = np.zeros(encoded.present.shape, dtype=bool)
+        for index, unit in enumerate(self.codec.layout.units):
+            code = self.codec.codes.get(self.codec.layout.columns[unit.column])
+            if isinstance(code, CategoryCode) and code.has_other:
+                pooled[:, index] = encoded.x[:, unit.start + len(code.categories)] == 1
+        return pooled
 
     def _unseen(self, partial: pl.DataFrame, unseen: Bool[np.ndarray, "n u"]) -> list[Problem]:
         problems = []
@@ -182,9 +193,9 @@ class Model:
             name = self.codec.layout.columns[self.codec.layout.units[index].column]
             row = int(np.flatnonzero(unseen[:, index])[0])
             value = partial[name][row] if name in partial.columns else "its components"
-            cure = "Give a value that occurs in training; `tabdiff show` lists them."
+            cure = f"Give a value that training kept by itself; rare ones are pooled as {OTHER!r}. `tabdiff show` lists them."
             problems.append(
-                Problem(name, "a given value must have been seen in training", f"{value!r} in row {row}", cure)
+                Problem(name, "a given value must have been seen in training", f"{value!r} in row {row + 1}", cure)
             )
         return problems
 

@@ -156,6 +156,16 @@ def _chunks(runtime: Runtime, encoded: Encoded) -> Iterator[Float32[np.ndarray, 
         yield runtime.score(encoded.x[rows, None, :], encoded.present[rows, None, :])[:, 0]
 
 
+def check_rule(fdr: float | None, contamination: float | None) -> None:
+    """Exactly one rule, and a share inside (0, 1); ConfigError otherwise."""
+    chosen = {name: value for name, value in (("fdr", fdr), ("contamination", contamination)) if value is not None}
+    if len(chosen) != 1:
+        raise ConfigError(f"choose exactly one rule for flags, fdr or contamination; got {chosen or 'none'}.")
+    for name, value in chosen.items():
+        if not 0 < value < 1:
+            raise ConfigError(f"{name} is a share inside (0, 1); got {value}. Example: {name}=0.05")
+
+
 def flag(
     scores: Float64[np.ndarray, " n"],
     p_values: Float64[np.ndarray, " n"],
@@ -172,12 +182,7 @@ def flag(
     Raises:
         ConfigError: not exactly one rule is given, or its value is not inside (0, 1).
     """
-    chosen = {name: value for name, value in (("fdr", fdr), ("contamination", contamination)) if value is not None}
-    if len(chosen) != 1:
-        raise ConfigError(f"choose exactly one rule for flags, fdr or contamination; got {chosen or 'none'}.")
-    for name, value in chosen.items():
-        if not 0 < value < 1:
-            raise ConfigError(f"{name} is a share inside (0, 1); got {value}. Example: {name}=0.05")
+    check_rule(fdr, contamination)
     count = len(scores)
     if contamination is not None:
         flagged = np.zeros(count, dtype=bool)

@@ -77,6 +77,16 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
         )
 
 
+def test_a_checkpoint_of_another_table_is_refused(tmp_path):
+    config = TrainConfig(steps=20, evaluate_every=10, batch_size=64)
+    run(config, tmp_path / "checkpoint", events=1)
+    x, present = table(500, seed=9), torch.ones(500, 1, 3, dtype=torch.bool)
+    with pytest.raises(TrainingError, match="the table or the options"):
+        list(
+            train(new_denoiser(), x, present, x, present, config, checkpoint=tmp_path / "checkpoint", identity="other")
+        )
+
+
 def test_an_unreadable_checkpoint_is_refused_with_the_cure(tmp_path):
     config = TrainConfig(steps=20, evaluate_every=10, batch_size=64)
     run(config, tmp_path / "checkpoint", events=1)

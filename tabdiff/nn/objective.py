@@ -64,7 +64,8 @@ def denoising_loss(
         entropy = -(x[..., slots] * log_probability[..., slots]).sum(-1)
         u_c = u[:, directions + place, None]
         loss = loss + (masked * (entropy * torch.exp(-u_c) + u_c)).sum(-1)
-    return loss.mean() / (directions + len(layout.category_units) * denoiser.length)
+    mean_loss: Tensor = loss.mean() / (directions + len(layout.category_units) * denoiser.length)
+    return mean_loss
 
 
 def fill_gated(x: Float[Tensor, "b t w"], layout: Layout, generator: torch.Generator) -> Float[Tensor, "b t w"]:

@@ -34,6 +34,7 @@ from tabdiff.nn.objective import (
 )
 
 _HELD_OUT_ROWS = 2048
+_PROGRESS = ("step", "steps", "best", "worse", "elapsed", "finished", "identity")
 _COMPUTE = 1.6e12  # floating-point operations of the default budget; about 40 s of one core of 2020
 
 
@@ -72,6 +73,7 @@ def train(
     config: TrainConfig,
     *,
     checkpoint: Path | None = None,
+    identity: str = "",
 ) -> Iterator[TrainEvent]:
     """Fit `denoiser` in place; when the iterator ends it holds the averaged weights of the best held-out loss.
 
@@ -80,11 +82,12 @@ def train(
         x, present: encoded training windows and which of their cells are there.
         held_out, held_out_present: windows for the early stop.
         checkpoint: folder that is replaced at every evaluation and read at the start if it exists.
+        identity: names the table and options that made `x`; a checkpoint of another identity is refused.
 
     Raises:
         TrainingError: the loss is not finite, or the checkpoint is of another fit.
     """
-    state = _State.create(denoiser, config, planned_steps(denoiser, config))
+    state = _State.create(denoiser, config, planned_steps(denoiser, config), identity)
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint)
         if state.finished:
@@ -141,6 +144,7 @@ class _State:
     best_weights: dict[str, Tensor]
     config: TrainConfig
     steps: int
+    identity: str
     step: int = 0
     best: float = math.inf
     worse: int = 0
@@ -148,7 +152,7 @@ class _State:
     finished: str | None = None
 
     @classmethod
-    def create(cls, denoiser: Denoiser, config: TrainConfig, steps: int) -> _State:
+    def create(cls, denoiser: Denoiser, config: TrainConfig, steps: int, identity: str) -> _State:
         layout = denoiser.process.layout
         uncertainty = Uncertainty(denoiser.mean.numel() + len(layout.category_units)).to(denoiser.mean.device)
         parameters = [*denoiser.parameters(), *uncertainty.parameters()]
@@ -160,7 +164,7 @@ class _State:
             fused=True,
         )
         weights = {name: value.detach().clone() for name, value in denoiser.state_dict().items()}
-        return cls(denoiser, uncertainty, optimizer, weights, copy.deepcopy(weights), config, steps)
+        return cls(denoiser, uncertainty, optimizer, weights, copy.deepcopy(weights), config, steps, identity)
 
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine to 0 over the planned steps."""
@@ -242,7 +246,7 @@ class _State:
             tensors |= {f"optimizer/{index}/{name}": value.contiguous() for name, value in moments.items()}
         # safetensors refuses tensors that share memory; buffers of the weights and averages may.
         tensors = {name: value.detach().clone().cpu() for name, value in tensors.items()}
-        progress = {name: getattr(self, name) for name in ("step", "steps", "best", "worse", "elapsed", "finished")}
+        progress = {name: getattr(self, name) for name in _PROGRESS}
         with atomic_folder(folder, replace=True) as temporary:
             save_file(tensors, temporary / "state.safetensors")
             (temporary / "progress.json").write_text(
@@ -265,6 +269,8 @@ class _State:
             for name, value in config.items()
             if name not in ("time_limit", "device", "patience") and progress["config"].get(name) != value
         ]
+        if progress["identity"] != self.identity:
+            changed.append("the table or the options of data, process or network differ")
         shapes = {name: value.shape for name, value in self.denoiser.state_dict().items()}
         stored = {
             name.removeprefix("weights/"): value.shape for name, value in tensors.items() if name.startswith("weights/")
