@@ -10,12 +10,12 @@ import functools
 import os
 import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -23,7 +23,6 @@ import typer
 from tabdiff.errors import (
     ConfigError,
     RuntimeUnavailable,
-    SourceError,
     TabdiffError,
     TabdiffWarning,
     TrainingError,
@@ -158,7 +157,7 @@ def fit(
 
     options = parse_fit_config(config, settings or ())
     overrides = read_overrides(columns) if columns else None
-    _check_model_folder(out)
+    _files().check_model_folder(out)
     frame = _read(data, query)
     checkpoint = _checkpoint(out, resume=resume, restart=restart)
     with _resumable(checkpoint), progress("fitting") as on_event:
@@ -182,10 +181,10 @@ def score(
     """Score every row: how abnormal, which columns say so, what they should have been."""
     if fdr is not None and contamination is not None:
         raise ConfigError("one rule sets the flags; got --fdr and --contamination. Leave one of them out.")
-    _check_table_file(out)
+    _files().check_table_file(out)
     model, frame = _load(model_dir), _read(data, query)
     scores = model.score(frame, fdr=fdr, contamination=contamination)
-    _write(_joinable(scores.to_frame(), model, frame), out)
+    _files().write(_joinable(scores.to_frame(), model, frame), out)
     fdr = None if contamination else fdr or model.bundle.config.score.fdr
     rule = f"false-discovery rate {fdr}" if fdr else f"contamination {contamination}"
     return describe_scores(model, scores, rule, out)
@@ -211,11 +210,11 @@ def sample(
     """Draw synthetic rows, all of them or those with given values."""
     from tabdiff.config import SampleConfig
 
-    _check_table_file(out)
+    _files().check_table_file(out)
     conditions = _conditions(given or [])
-    options = SampleConfig(steps=steps, sampler=sampler)  # type: ignore[call-arg]
+    options = SampleConfig(steps=steps, sampler=sampler)
     drawn = _load(model_dir).sample(rows, given=conditions, seed=seed, config=options)
-    _write(drawn, out)
+    _files().write(drawn, out)
     return describe_sample(drawn, given or [], conditions, seed, out)
 
 
@@ -231,10 +230,10 @@ def impute(
     as_json: JsonOption = False,
 ) -> Outcome:
     """Fill the gaps of a table from the cells that are there."""
-    _check_table_file(out)
+    _files().check_table_file(out)
     model, frame = _load(model_dir), _read(data, query)
     filled = model.impute(frame, draws=draws, seed=seed)
-    _write(filled, out)
+    _files().write(filled, out)
     return describe_filled(frame, filled, draws, out)
 
 
@@ -312,52 +311,15 @@ def _load(model_dir: Path) -> Model:
 
 
 def _read(data: str, query: str | None) -> pl.DataFrame:
-    import polars as pl
+    from tabdiff.sources import load
 
-    from tabdiff.sources import read
-
-    try:
-        return read(data, query=query).collect()
-    except (pl.exceptions.PolarsError, OSError) as error:  # damage that shows only when the rows are read
-        reason = str(error).strip().partition("\n")[0]
-        raise SourceError(f"{data}: the rows cannot be read ({reason}). Copy or write the file again.") from error
+    return load(data, query=query)
 
 
-def _write(frame: pl.DataFrame, out: Path) -> None:
-    from tabdiff.files import write
+def _files() -> ModuleType:
+    from tabdiff import files  # brings polars
 
-    write(frame, out)
-
-
-def _check_table_file(out: Path) -> None:
-    """Refuse an output that could not be written, before any work is done for it."""
-    from tabdiff.files import WRITABLE
-
-    if out.suffix.lower() not in WRITABLE:
-        found = out.suffix or "no suffix"
-        raise SourceError(f"{out}: a result must end in {', '.join(WRITABLE)}; found {found}. Rename it.")
-    if out.is_dir():
-        raise SourceError(f"{out}: a result is a file; found a folder of that name. Choose another name.")
-    _check_parent(out)
-
-
-def _check_model_folder(out: Path) -> None:
-    _check_parent(out)
-    if not out.name or (out.exists() and not (out / "manifest.json").is_file()):
-        raise SourceError(
-            f"{out}: only a model may be replaced; found something else there. Choose another name for --out."
-        )
-
-
-def _check_parent(out: Path) -> None:
-    try:
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise SourceError(
-            f"{out}: nothing can be written to {out.parent} ({reason}). Create it, or choose another place."
-        ) from error
+    return files
 
 
 def _checkpoint(out: Path, *, resume: bool, restart: bool) -> Path:

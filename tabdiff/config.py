@@ -114,7 +114,6 @@ class SampleConfig(_Options):
         "dpmpp_2m",
         description="DPM-Solver++(2M), Heun's method (twice the calls a step), or ancestral DDPM (needs many steps)",
     )
-    chunk_rows: int = Field(4096, ge=1, description="rows denoised at once; does not change the result")
 
 
 def parse_fit_config(path: Path | None = None, settings: Sequence[str] = ()) -> FitConfig:

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -162,3 +163,33 @@ def _hash(digest: hashlib._Hash, series: pl.Series) -> None:
         digest.update("".join(filled.to_list()).encode())
     else:
         digest.update(series.fill_null(False if dtype == pl.Boolean else 0).to_numpy().tobytes())
+
+
+def check_table_file(out: Path) -> None:
+    """Refuse an output that could not be written, before any work is done for it."""
+    if out.suffix.lower() not in WRITABLE:
+        found = out.suffix or "no suffix"
+        raise SourceError(f"{out}: a result must end in {', '.join(WRITABLE)}; found {found}. Rename it.")
+    if out.is_dir():
+        raise SourceError(f"{out}: a result is a file; found a folder of that name. Choose another name.")
+    _check_parent(out)
+
+
+def check_model_folder(out: Path) -> None:
+    """Refuse a model folder that could not be written, or that would replace something that is no model."""
+    _check_parent(out)
+    if not out.name or (out.exists() and not (out / "manifest.json").is_file()):
+        raise SourceError(
+            f"{out}: only a model may be replaced; found something else there. Choose another name for --out."
+        )
+
+
+def _check_parent(out: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise SourceError(
+            f"{out}: nothing can be written to {out.parent} ({reason}). Create it, or choose another place."
+        ) from error

@@ -117,6 +117,7 @@ class Model:
 
         Raises:
             SchemaError: as for `score`.
+            ConfigError: fewer than one draw is asked for.
         """
         if draws < 1:
             raise ConfigError(f"draws is at least 1; got {draws}.")

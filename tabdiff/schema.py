@@ -150,7 +150,11 @@ class Schema:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Schema:
-        """Rebuild from `to_json`."""
+        """Rebuild from `to_json`.
+
+        Raises:
+            BundleError: the values are not those of a schema.
+        """
         try:
             return cls(tuple(_column_from_json(column) for column in values["columns"]))
         except (KeyError, TypeError, ValueError) as error:
