@@ -96,6 +96,20 @@ class Layout:
             member[index, unit.column] = 1.0
         return member
 
+    @cached_property
+    def category_slots(self) -> Int[np.ndarray, " category_slots"]:
+        """Slots of all category units, in order."""
+        return np.flatnonzero(np.isin(self.unit_of_slot, self.category_units))
+
+    @cached_property
+    def padded_blocks(self) -> Int[np.ndarray, "categories widest"]:
+        """Slots of each category unit, padded with -1 to the widest: all blocks are handled in one tensor operation."""
+        widths = [self.units[index].width for index in self.category_units]
+        padded = np.full((len(widths), max(widths, default=0)), -1)
+        for row, index in enumerate(self.category_units):
+            padded[row, : widths[row]] = np.arange(self.units[index].start, self.units[index].start + widths[row])
+        return padded
+
     def units_of(self, column: int) -> tuple[int, ...]:
         """Indices of the units that make up a column."""
         return tuple(index for index, unit in enumerate(self.units) if unit.column == column)

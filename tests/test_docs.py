@@ -57,7 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixed_table: Callabl
     new.with_columns(wrong).write_parquet(tmp_path / "new_orders.parquet")
     monkeypatch.chdir(tmp_path)
 
-    def planned_steps(_: object, config: TrainConfig) -> int:
+    def planned_steps(_: object, config: TrainConfig, rows: int) -> int:
         return config.steps or _STEPS
 
     monkeypatch.setattr(train, "planned_steps", planned_steps)

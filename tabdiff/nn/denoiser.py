@@ -132,9 +132,8 @@ class Denoiser(nn.Module):
         correction = out[..., process.number_slots].flatten(1)
         mean = self.mean + (c_skip * rotated + c_out * correction) @ self.basis.T
         log_probability = torch.zeros_like(out)
-        for index in layout.category_units:
-            slots = layout.units[index].slots
-            log_probability[..., slots] = out[..., slots].log_softmax(-1)
+        logits = process.blocks.pad(out).masked_fill(~process.blocks.valid, -1e9)
+        log_probability[..., process.blocks.slots] = process.blocks.unpad(logits.log_softmax(-1))
         return mean.view(len(x_t), self.length, -1), log_probability, c_out
 
 

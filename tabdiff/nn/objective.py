@@ -58,12 +58,11 @@ def denoising_loss(
         error = ((mean - x[..., process.number_slots]) * counts).flatten(1) @ denoiser.basis / c_out
         weight = counts.mean(dim=(1, 2))[:, None]
         loss = loss + (error.square() * torch.exp(-u[:, :directions]) + weight * u[:, :directions]).sum(-1)
-    for place, index in enumerate(layout.category_units):
-        slots = layout.units[index].slots
-        masked = (x_t[..., slots].sum(-1) == 0) & free[..., index]
-        entropy = -(x[..., slots] * log_probability[..., slots]).sum(-1)
-        u_c = u[:, directions + place, None]
-        loss = loss + (masked * (entropy * torch.exp(-u_c) + u_c)).sum(-1)
+    blocks = process.blocks
+    masked = blocks.masked(x_t) & free[..., blocks.units]
+    entropy = -blocks.total(x * log_probability)
+    u_c = u[:, None, directions:]
+    loss = loss + (masked * (entropy * torch.exp(-u_c) + u_c)).sum((1, 2))
     mean_loss: Tensor = loss.mean() / (directions + len(layout.category_units) * denoiser.length)
     return mean_loss
 

@@ -8,11 +8,69 @@ probability ``t``. One ``t`` in [0, 1] drives both; 0 is data, 1 is noise. Rando
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tabdiff.layout import Layout
+
+
+class Blocks(nn.Module):
+    """The one-hot blocks of a layout's K categories, all handled at once: padded to the widest, (.., K, M), and back."""
+
+    units: Tensor
+    slots: Tensor
+    unit_of_slot: Tensor
+    membership: Tensor
+    padded_slots: Tensor
+    valid: Tensor
+    more: Tensor
+    place: Tensor
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        padded, slots = layout.padded_blocks, layout.category_slots
+        units = np.array(layout.category_units, dtype=np.int64)
+        membership = np.zeros((layout.model_width, len(units)), np.float32)
+        membership[slots, np.searchsorted(units, layout.unit_of_slot[slots])] = 1.0
+        valid = padded >= 0
+        buffers = {
+            "units": units,
+            "slots": slots,
+            "unit_of_slot": np.searchsorted(units, layout.unit_of_slot[slots]),  # counted among categories
+            "membership": membership,  # (W, K)
+            "padded_slots": np.maximum(padded, 0),
+            "valid": valid,
+            "more": np.concatenate([valid[:, 1:], np.zeros((len(units), min(1, valid.shape[1])), bool)], axis=1),
+            "place": np.flatnonzero(valid),
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, torch.as_tensor(value), persistent=False)
+
+    def pad(self, x: Float[Tensor, "*b w"]) -> Float[Tensor, "*b k m"]:
+        """Blocks side by side; what stands in the padding means nothing."""
+        return x[..., self.padded_slots]
+
+    def unpad(self, blocks: Float[Tensor, "*b k m"]) -> Float[Tensor, "*b s"]:
+        """Values of the category slots, in order."""
+        return blocks.flatten(-2)[..., self.place]
+
+    def total(self, x: Float[Tensor, "*b w"]) -> Float[Tensor, "*b k"]:
+        """Sum of each block."""
+        return x @ self.membership
+
+    def masked(self, x: Float[Tensor, "*b w"]) -> Bool[Tensor, "*b k"]:
+        """Which categories are in the masked state, all zeros."""
+        return self.total(x) == 0
+
+    def draw(self, probability: Float[Tensor, "*b w"], u: Float[Tensor, "*b k"]) -> Float[Tensor, "*b s"]:
+        """One-hot category slots, drawn by inverse CDF from uniform noise."""
+        below = self.pad(probability).cumsum(-1) <= u[..., None]
+        # The last state takes the rest, so that rounding of the cumulated sum never leaves a cell without one.
+        choice = (below & self.more).sum(-1)
+        states = torch.arange(self.more.shape[1], device=u.device)
+        return self.unpad((choice[..., None] == states).to(probability.dtype))
 
 
 class MixedProcess(nn.Module):
@@ -36,6 +94,7 @@ class MixedProcess(nn.Module):
     ) -> None:
         super().__init__()
         self.layout, self.sigma_min, self.sigma_max, self.rho = layout, sigma_min, sigma_max, rho
+        self.blocks = Blocks(layout)
         self.register_buffer("basis", basis)
         self.register_buffer("scale", scale)
         self.register_buffer("number_slots", torch.as_tensor(layout.number_slots), persistent=False)
@@ -58,15 +117,12 @@ class MixedProcess(nn.Module):
         """x_t: noise of level sigma(t) on numbers, a mask with probability t on categories; `given` units stay as they are."""
         if given is None:
             given = torch.zeros_like(noise, dtype=torch.bool)
-        x_t = x.clone()
-        numbers = x[..., self.number_slots] + self.sigma(t)[:, None, None] * self.shape_noise(
-            noise[..., self.number_units]
-        )
-        x_t[..., self.number_slots] = torch.where(given[..., self.number_units], x[..., self.number_slots], numbers)
-        for index in self.layout.category_units:
-            slots = self.layout.units[index].slots
-            shown = (noise[..., index] >= t[:, None]) | given[..., index]
-            x_t[..., slots] = x[..., slots] * shown[..., None]
+        shown = (noise >= t[:, None, None]) | given
+        shown[..., self.number_units] = True
+        x_t = x * shown[..., self.unit_of_slot]
+        numbers = x[..., self.number_slots]
+        noisy = numbers + self.sigma(t)[:, None, None] * self.shape_noise(noise[..., self.number_units])
+        x_t[..., self.number_slots] = torch.where(given[..., self.number_units], numbers, noisy)
         return x_t
 
     def shape_noise(self, noise: Float[Tensor, "b t n"]) -> Float[Tensor, "b t n"]:
@@ -105,12 +161,8 @@ class MixedProcess(nn.Module):
         x_n, x0_n = x[..., self.number_slots], x0[..., self.number_slots]
         fresh = up[:, None, None] * self.shape_noise(noise[..., self.number_units])
         x_s[..., self.number_slots] = keep * x_n + (1 - keep) * x0_n + fresh
-        for index in self.layout.category_units:
-            slots = self.layout.units[index].slots
-            below = x0[..., slots].cumsum(-1) <= noise[..., index, None]
-            # The last state takes the rest, so that rounding of the cumulated sum never leaves a cell without one.
-            choice = below[..., :-1].sum(-1)
-            drawn = nn.functional.one_hot(choice, x0[..., slots].shape[-1]).to(x.dtype)
-            masked = x[..., slots].sum(-1) == 0
-            x_s[..., slots] = torch.where((masked & reveal[..., index])[..., None], drawn, x[..., slots])
+        blocks = self.blocks
+        drawn = blocks.draw(x0, noise[..., blocks.units])
+        fresh_cells = (blocks.masked(x) & reveal[..., blocks.units])[..., blocks.unit_of_slot]
+        x_s[..., blocks.slots] = torch.where(fresh_cells, drawn, x[..., blocks.slots])
         return x_s

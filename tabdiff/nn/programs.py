@@ -107,10 +107,8 @@ class Score(nn.Module):
         errors = x.new_zeros((*x0.shape[:2], units))
         weights = torch.ones_like(errors)
         errors[..., process.number_units] = (mean - x0[..., process.number_slots]).square()
-        for index in layout.category_units:
-            slots = layout.units[index].slots
-            weights[..., index] = (x_t[..., slots].sum(-1) == 0).to(x.dtype)
-            errors[..., index] = -2 * (x0[..., slots] * log_probability[..., slots]).sum(-1)
+        weights[..., process.blocks.units] = process.blocks.masked(x_t).to(x.dtype)
+        errors[..., process.blocks.units] = -2 * process.blocks.total(x0 * log_probability)
         for index, unit in enumerate(layout.units):
             if unit.gate is not None:  # a number that does not apply has no error
                 weights[..., index] = x0[..., unit.gate]
@@ -161,12 +159,12 @@ class Step(nn.Module):
             extrapolate: its coefficient, 0 for a first-order step.
             churn: 0 deterministic, 1 ancestral.
         """
-        process, layout = self.denoiser.process, self.denoiser.process.layout
+        process = self.denoiser.process
         x0 = self.denoiser(x, t, given)
-        for index in layout.category_units:
-            slots = layout.units[index].slots
-            block = x0[..., slots] * allowed[..., slots]
-            x0[..., slots] = block / block.sum(-1, keepdim=True).clamp_min(1e-12)
+        blocks = process.blocks
+        possible = x0 * allowed
+        share = possible[..., blocks.slots] / blocks.total(possible)[..., blocks.unit_of_slot].clamp_min(1e-12)
+        x0[..., blocks.slots] = share
         target = x0.clone()
         numbers = x0[..., process.number_slots]
         target[..., process.number_slots] = numbers + extrapolate[:, None, None] * (

@@ -33,6 +33,7 @@ from tabdiff.nn.objective import (
     fill_gated,
 )
 
+_EPOCHS = 400  # how often a small table is seen at most
 _HELD_OUT_ROWS = 2048
 _PROGRESS = ("step", "steps", "best", "worse", "elapsed", "finished", "identity")
 _COMPUTE = 1.6e12  # floating-point operations of the default budget; about 40 s of one core of 2020
@@ -87,7 +88,7 @@ def train(
     Raises:
         TrainingError: the loss is not finite, or the checkpoint is of another fit.
     """
-    state = _State.create(denoiser, config, planned_steps(denoiser, config), identity)
+    state = _State.create(denoiser, config, planned_steps(denoiser, config, len(x)), identity)
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint)
         if state.finished:
@@ -125,12 +126,13 @@ def train(
         total, counted, since = torch.zeros((), device=device), 0, time.monotonic()
 
 
-def planned_steps(denoiser: Denoiser, config: TrainConfig) -> int:
-    """`config.steps`, or as many as the default amount of computation allows for this network."""
+def planned_steps(denoiser: Denoiser, config: TrainConfig, rows: int) -> int:
+    """`config.steps`, or as many as the default amount of computation allows, and fewer for few rows."""
     if config.steps is not None:
         return config.steps
     parameters = sum(p.numel() for p in denoiser.parameters())
-    return int(min(20_000, max(500, _COMPUTE / (6 * parameters * config.batch_size))))
+    affordable = max(500, _COMPUTE / (6 * parameters * config.batch_size))
+    return int(min(20_000, affordable, max(1000, _EPOCHS * rows / config.batch_size)))
 
 
 @dataclass
