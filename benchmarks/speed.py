@@ -40,7 +40,9 @@ def table(rows: int, seed: int) -> pl.DataFrame:
             "spend": np.where(rng.random(rows) < 0.6, 0.0, rng.lognormal(3, 1, rows)).round(2),
             "count": rng.poisson(40 + 5 * level),
             "small": rng.integers(0, 6, rows),
-            "gap": [None if u < 0.1 else v for u, v in zip(rng.random(rows), rng.normal(size=rows).tolist(), strict=True)],
+            "gap": [
+                None if u < 0.1 else v for u, v in zip(rng.random(rows), rng.normal(size=rows).tolist(), strict=True)
+            ],
         }
     )
 
@@ -58,7 +60,9 @@ def main() -> None:
     train, fresh = table(ROWS, 0), table(ROWS, 1)
     started = time.process_time()
     model = tabdiff.fit(train)
-    print(f"fit, default options: {time.process_time() - started:.1f} CPU-s ({model.bundle.model['report']['steps']} steps)")
+    print(
+        f"fit, default options: {time.process_time() - started:.1f} CPU-s ({model.bundle.model['report']['steps']} steps)"
+    )
     stored, queries = encode_for_controls(train.head(4096), fresh)
     neighbours = NearestNeighbors(n_neighbors=5).fit(stored)
     forest = IsolationForest(random_state=0).fit(stored)
@@ -79,7 +83,9 @@ def main() -> None:
     for name, taken in seconds.items():
         rates = ROWS / np.array(taken)
         ours = ROWS / np.array(seconds[next(job for job in jobs if job.split(":")[0] == name.split(":")[0])])
-        print(f"{name:28} {np.median(rates):16,.0f} {rates.min():12,.0f} {rates.max():12,.0f} {np.median(ours / rates):12.3f}")
+        print(
+            f"{name:28} {np.median(rates):16,.0f} {rates.min():12,.0f} {rates.max():12,.0f} {np.median(ours / rates):12.3f}"
+        )
 
 
 if __name__ == "__main__":

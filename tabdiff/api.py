@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,28 @@ def fit(
         RuntimeUnavailable: train.device=cuda without a CUDA device.
     """
     config = config or FitConfig()
+    with _threads(config.train.threads):
+        return _fit(frame, config, overrides, checkpoint, on_event)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many CPU threads, and give it back what it had."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fit(
+    frame: Any,
+    config: FitConfig,
+    overrides: Mapping[str, Mapping[str, str]] | None,
+    checkpoint: Path | None,
+    on_event: Callable[[TrainEvent], None] | None,
+) -> Model:
     device = resolve_device(config.train.device)
     schema = Schema.infer(frame, overrides=overrides)
     conformed = _without_known_anomalies(schema.conform(frame), schema)

@@ -77,6 +77,11 @@ class TrainConfig(_Options):
         None, gt=0, description="seconds after which fitting stops with the best weights so far"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cuda is an error where there is none")
+    threads: int | None = Field(
+        1,
+        ge=1,
+        description="CPU threads of a fit; small networks gain little from more, and lose much on a busy machine",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16 uses autocast; worth it on a GPU only"
     )

@@ -89,7 +89,7 @@ class Scores:
 
     Attributes:
         columns: names of the C columns.
-        score: (N,) higher is more abnormal; 0 is a typical normal row.
+        score: (N,) higher is more abnormal; normal rows lie about 0 to 5.
         p_value: (N,) share of normal rows that score at least as high.
         flagged: (N,) by the chosen rule.
         contributions: (N, C) what each column adds to the score.

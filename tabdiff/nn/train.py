@@ -269,7 +269,7 @@ class _State:
         changed = [
             f"train.{name} was {progress['config'].get(name)!r}, is {value!r}"
             for name, value in config.items()
-            if name not in ("time_limit", "device", "patience") and progress["config"].get(name) != value
+            if name not in ("time_limit", "device", "patience", "threads") and progress["config"].get(name) != value
         ]
         if progress["identity"] != self.identity:
             changed.append("the table or the options of data, process or network differ")
