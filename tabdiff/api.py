@@ -35,8 +35,9 @@ _MAXIMUM_HELD_OUT = 10_000
 # What the score is made of, chosen on benchmark tables; docs/decisions has the measurements.
 _KERNEL_FACTORS = (0.2, 0.3, 0.5)  # noise levels of the kernel views, in mean distances to the nearest rows
 _NEIGHBOUR_FACTOR = 1.0  # the level at which a row's neighbours are weighed
-_LEARNED_SIGMAS = (0.7, 1.0, 1.4)  # noise levels of the learned view, in standard deviations
-_MASKING_SIGMA, _MASKING_PROBES = 1.0, 4  # with categories: one level, each category masked in about half of the probes
+_LEARNED_SIGMAS = (1.4, 2.0, 3.0)  # noise levels of the learned view, in standard deviations
+_LEARNED_WEIGHT = 0.5  # of the learned view; the others weigh 1
+_MASKING_SIGMA, _MASKING_PROBES = 2.0, 4  # with categories: one level, each category masked in about half of the probes
 
 
 def fit(
@@ -232,6 +233,7 @@ def _build_score(
         usual_level=usual_level,
         times=((torch.tensor(sigmas) ** (1 / process.rho) - low) / (high - low)).clamp_max(1.0),
         noise=_probe_bank(layout, len(sigmas), rng),
+        bounds=torch.from_numpy(codec.bounds[:, layout.number_slots]),
         view_columns=torch.from_numpy(view_columns),
         units_to_columns=torch.from_numpy(layout.units_to_columns @ codec.attribution),
         surprise=torch.tensor(2 * np.log(len(x) + 1), dtype=torch.float32),
@@ -276,7 +278,8 @@ def _calibrate(
     )
     both = np.concatenate([on_held_out, on_stored])
     samples = [(on_held_out if name == "learned" else both)[:, index] for index, name in enumerate(score.views)]
-    return Calibration.fit(score.views, samples).with_normal(on_held_out)
+    weight = [_LEARNED_WEIGHT if name == "learned" else 1.0 for name in score.views]
+    return Calibration.fit(score.views, samples, weight).with_normal(on_held_out)
 
 
 def _probe_bank(layout: Layout, levels: int, rng: np.random.Generator) -> Float32[torch.Tensor, "l p 1 u"]:

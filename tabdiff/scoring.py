@@ -32,22 +32,26 @@ class Calibration:
     Attributes:
         views: names, in the order of the runtime's views.
         center, scale: median of normal rows' log errors in each view, and how far their 90 % quantile lies above it.
+        weight: of each view's squared z.
         normal: sorted scores of held-out normal rows.
     """
 
     views: tuple[str, ...]
     center: tuple[float, ...]
     scale: tuple[float, ...]
+    weight: tuple[float, ...]
     normal: tuple[float, ...] = ()
 
     @classmethod
-    def fit(cls, views: Sequence[str], errors: Sequence[Float[np.ndarray, "_ c"]]) -> Calibration:
+    def fit(
+        cls, views: Sequence[str], errors: Sequence[Float[np.ndarray, "_ c"]], weight: Sequence[float]
+    ) -> Calibration:
         """Fit on errors of normal rows, for each view those of rows that it has not seen (their numbers may differ)."""
         logs = [np.log(view.sum(axis=1, dtype=np.float64) + _FLOOR) for view in errors]
         center = [float(np.median(log)) for log in logs]
         # The upper part alone tells how far normal rows reach up; near-copies stretch the lower one.
         scale = [float(np.quantile(log, 0.9)) - middle + _LEAST_SCALE for log, middle in zip(logs, center, strict=True)]
-        return cls(tuple(views), tuple(center), tuple(scale))
+        return cls(tuple(views), tuple(center), tuple(scale), tuple(weight))
 
     def with_normal(self, errors: Float[np.ndarray, "n v c"]) -> Calibration:
         """The same with the scores of held-out normal rows, which p-values count."""
@@ -61,7 +65,7 @@ class Calibration:
         total = errors.sum(axis=2)
         z = (np.log(total + _FLOOR) - np.asarray(self.center)) / np.asarray(self.scale)
         # The linear term only keeps the order among rows that no view finds unusual.
-        parts = np.maximum(z, 0.0) ** 2 + 1e-3 * z
+        parts = (np.maximum(z, 0.0) ** 2 + 1e-3 * z) * np.asarray(self.weight)
         share = errors / np.maximum(total, 1e-300)[..., None]
         share[total == 0] = 1.0 / errors.shape[2]
         contributions = np.einsum("nvc,nv->nc", share, parts)

@@ -1,4 +1,4 @@
-"""The model behind the interfaces of scikit-learn and PyOD.
+"""The model behind the interfaces of scikit-learn and PyOD. Needs the extra `train`; PyOD itself is not needed.
 
 Both detectors put training rows and new rows on one scale: a row that equals a stored training row is scored with that
 row left out, as the calibration of `tabdiff.fit` does. Without this a training row would be its own nearest neighbour
@@ -7,9 +7,9 @@ and never look abnormal, and a threshold taken from training rows would flag far
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import polars as pl
@@ -25,7 +25,7 @@ from tabdiff.codec import Encoded
 from tabdiff.config import FitConfig
 from tabdiff.errors import ConfigError, warn
 from tabdiff.model import Model
-from tabdiff.nn.kernel import log_kernel
+from tabdiff.nn.kernel import KernelView, log_kernel
 from tabdiff.nn.programs import Score
 from tabdiff.nn.runtime import build_programs, resolve_device
 from tabdiff.schema import to_polars
@@ -35,6 +35,7 @@ __all__ = ["DiffusionDetector", "PyODDetector"]
 
 _FEWEST_ROWS = 2
 _LARGEST_SEED = 2**31
+_BLOCK_ROWS = 64
 
 
 class _Detector(BaseEstimator):  # type: ignore[misc]
@@ -154,7 +155,7 @@ class _Detector(BaseEstimator):  # type: ignore[misc]
     def _abnormality(self, table: pl.DataFrame) -> Float64[np.ndarray, " n"]:
         """Scores of N rows, higher = more abnormal, each with its own copy among the stored rows left out."""
         encoded = self.model_.codec.encode(self.model_.schema.conform(table))
-        errors = np.concatenate(list(_left_out_errors(self._program, encoded)))
+        errors = _left_out_errors(self._program, encoded)
         return self.model_.calibration.combine(errors)[0]
 
 
@@ -179,7 +180,7 @@ class DiffusionDetector(OutlierMixin, _Detector):  # type: ignore[misc]
     Attributes:
         model_: the `tabdiff.Model`, which also explains rows, draws new ones and fills gaps.
         offset_: the `contamination` quantile of `score_samples` of the training rows. With ``contamination=0.1`` about
-            one in ten new normal rows is flagged as well, slightly more as the network has not seen them.
+            one in ten new rows of the same kind is flagged too, or slightly more, as the network has not seen them.
         n_features_in_: columns of X in `fit`.
         feature_names_in_: (n_features_in_,) their names, if X was a table with text as column names.
     """
@@ -193,6 +194,7 @@ class DiffusionDetector(OutlierMixin, _Detector):  # type: ignore[misc]
             ValueError: a parameter or `config` is out of range; X is sparse, complex, infinite, not 2-D or has one row.
             ConfigError: `config` contradicts a parameter.
             SchemaError: the table cannot be modelled. Lists every problem.
+            TrainingError, RuntimeUnavailable: as in `tabdiff.fit`.
         """
         self.offset_ = float(np.percentile(-self._fit(X), 100.0 * self.contamination))
         return self
@@ -263,25 +265,29 @@ class PyODDetector(_Detector):
 
 
 def _is_frame(X: Any) -> bool:
-    return hasattr(X, "columns") or hasattr(X, "column_names")
+    return isinstance(X, pl.LazyFrame) or hasattr(X, "columns") or hasattr(X, "column_names")
 
 
 @torch.inference_mode()
-def _left_out_errors(score: Score, encoded: Encoded) -> Iterator[Float32[np.ndarray, "b v c"]]:
-    """Errors of rows in every view, chunk by chunk, without the stored row that each one equals, if it does."""
-    device = score.surprise.device
-    for start in range(0, len(encoded.x), CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
+def _left_out_errors(score: Score, encoded: Encoded) -> Float32[np.ndarray, "n v c"]:
+    """Errors of N rows in every view, each without the stored row that it equals, if it does."""
+    count, device = len(encoded.x), score.surprise.device
+    # Matrix products of a few rows round differently: with full blocks a score depends on its row alone, to the last bit.
+    filled = np.minimum(np.arange(-(-count // _BLOCK_ROWS) * _BLOCK_ROWS), count - 1)
+    chunks = []
+    for start in range(0, count, CHUNK_ROWS):
+        rows = filled[start : start + CHUNK_ROWS]
         x = torch.from_numpy(encoded.x[rows, None, :]).to(device)
         present = torch.from_numpy(encoded.present[rows, None, :]).to(device)
-        yield score(x, present, _own_rows(score, x))[:, 0].cpu().numpy()
+        chunks.append(score(x, present, _own_rows(score, x))[:, 0].cpu().numpy())
+    return np.concatenate(chunks)[:count]
 
 
 def _own_rows(score: Score, x: Float[torch.Tensor, "b t w"]) -> torch.Tensor | None:
     """(B,) the stored row that each row equals up to rounding, -1 for none; None if no rows are stored."""
-    if not score.kernels:
+    if "raw" not in score.kernels:
         return None
-    kernel = score.kernels["raw"]
+    kernel = cast(KernelView, score.kernels["raw"])
     moved = x[..., score.denoiser.process.layout.view("raw")].flatten(1) @ kernel.transform
     nearest = log_kernel(moved, kernel.rows).argmax(-1)
     squared = (moved - kernel.rows[nearest]).square().sum(-1)

@@ -18,7 +18,7 @@ def errors(rows: int, views: int = 3, columns: int = 4) -> np.ndarray:
 
 
 def calibration_of(sample: np.ndarray) -> Calibration:
-    return Calibration.fit(("a", "b", "c"), [sample[:, i] for i in range(3)]).with_normal(sample)
+    return Calibration.fit(("a", "b", "c"), [sample[:, i] for i in range(3)], (1.0, 1.0, 0.5)).with_normal(sample)
 
 
 def test_contributions_add_up_to_the_score():
@@ -37,7 +37,7 @@ def test_a_typical_row_scores_about_zero_and_more_error_scores_more():
 
 
 def test_p_values_are_the_conformal_count():
-    calibration = Calibration(("v",), (0.0,), (1.0,), (1.0, 2.0, 2.0, 3.0))
+    calibration = Calibration(("v",), (0.0,), (1.0,), (1.0,), (1.0, 2.0, 2.0, 3.0))
     np.testing.assert_allclose(calibration.p_value(np.array([0.0, 2.0, 2.5, 9.0])), [1, 4 / 5, 2 / 5, 1 / 5])
 
 

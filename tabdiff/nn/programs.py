@@ -33,6 +33,8 @@ class Score(nn.Module):
         subsets: kernels for contaminated tables, or None; if given they are the only view.
         times: (L,) times of the learned view, L may be 0.
         noise: (L, P, T, U) probe bank, P probes per level.
+        bounds: (2, n) range of the numbers in training. The learned denoiser sees rows moved into it, as it knows nothing of
+            what lies outside and may copy it; the error is still that of the row itself.
         view_columns: (R, C) 1 where a slot of a distance view belongs to a column.
         units_to_columns: (U, C) share of a unit's error that each column carries.
         surprise: () error of a cell never seen, 2 log(rows + 1).
@@ -42,6 +44,7 @@ class Score(nn.Module):
     usual_level: Tensor
     times: Tensor
     noise: Tensor
+    bounds: Tensor
     view_columns: Tensor
     units_to_columns: Tensor
     surprise: Tensor
@@ -56,13 +59,14 @@ class Score(nn.Module):
         usual_level: Float[Tensor, ""],
         times: Float[Tensor, " l"],
         noise: Float[Tensor, "l p t u"],
+        bounds: Float[Tensor, "2 n"],
         view_columns: Float[Tensor, "r c"],
         units_to_columns: Float[Tensor, "u c"],
         surprise: Float[Tensor, ""],
     ) -> None:
         super().__init__()
         self.denoiser, self.kernels, self.subsets = denoiser, nn.ModuleDict(kernels), subsets
-        buffers = {"usual_log": usual_log, "usual_level": usual_level, "times": times, "noise": noise}
+        buffers = {"usual_log": usual_log, "usual_level": usual_level, "times": times, "noise": noise, "bounds": bounds}
         buffers |= {"view_columns": view_columns, "units_to_columns": units_to_columns, "surprise": surprise}
         for name, value in buffers.items():
             self.register_buffer(name, value)
@@ -101,7 +105,11 @@ class Score(nn.Module):
         noise = self.noise.reshape(-1, 1, length, units).expand(-1, b, -1, -1).reshape(-1, length, units)
         t = self.times.repeat_interleave(probes * b)
         x0 = x[..., : layout.model_width].repeat(levels * probes, 1, 1)
-        x_t = process.corrupt(x0, t, noise)
+        inside = x0.clone()
+        inside[..., process.number_slots] = torch.minimum(
+            torch.maximum(x0[..., process.number_slots], self.bounds[0]), self.bounds[1]
+        )
+        x_t = process.corrupt(inside, t, noise)
         mean, log_probability, _ = self.denoiser.estimate(x_t, t)
 
         errors = x.new_zeros((*x0.shape[:2], units))

@@ -65,7 +65,7 @@ def build_programs(bundle: Bundle) -> tuple[Score, Step]:
         if f"kernels.{view}.rows" in tensors
     }
     subsets = SubsetKernels(tensors["subsets.rows"], tensors["subsets.levels"]) if "subsets.rows" in tensors else None
-    names = ("usual_log", "usual_level", "times", "noise", "view_columns", "units_to_columns", "surprise")
+    names = ("usual_log", "usual_level", "times", "noise", "bounds", "view_columns", "units_to_columns", "surprise")
     score = Score(denoiser, kernels, subsets, **{name: tensors[name] for name in names})
     score.load_state_dict(tensors)
     return score.eval(), Step(denoiser).eval()
