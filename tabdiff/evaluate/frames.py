@@ -14,13 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tabdiff.errors import Problem, SchemaError
+from tabdiff.errors import TABLE, Problem, SchemaError
 
 Kind = Literal["number", "category"]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-
-WHOLE_TABLE = "(the table)"
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def require_rows(frame: pl.DataFrame, role: str, least: int = 1) -> None:
     if frame.width == 0 or frame.height < least:
         rule = f"the {role} table needs a column and at least {least} rows"
         found = f"{frame.width} columns and {frame.height} rows"
-        problems.append(Problem(WHOLE_TABLE, rule, found, "Give a longer table."))
+        problems.append(Problem(TABLE, rule, found, "Give a longer table."))
     for name, dtype in frame.schema.items():
         if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
             rule = "a column holds one number, date, boolean or text per row"

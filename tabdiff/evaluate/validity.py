@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tabdiff.evaluate.frames import WHOLE_TABLE, Report, kind_of, numbers, positions, require_rows, texts
+from tabdiff.errors import TABLE
+from tabdiff.evaluate.frames import Report, kind_of, numbers, positions, require_rows, texts
 
 Mask = npt.NDArray[np.bool_]
 
@@ -52,8 +53,8 @@ def validity(real: pl.DataFrame, synthetic: pl.DataFrame) -> Validity:
     surplus = [name for name in synthetic.columns if name not in real.columns]
     found = f"lacks {lacking}, adds {surplus}" if lacking or surplus else f"{synthetic.width} columns"
     checks = [
-        Check(WHOLE_TABLE, "same columns", not lacking and not surplus, found),
-        Check(WHOLE_TABLE, "has rows", synthetic.height > 0, f"{synthetic.height} rows"),
+        Check(TABLE, "same columns", not lacking and not surplus, found),
+        Check(TABLE, "has rows", synthetic.height > 0, f"{synthetic.height} rows"),
     ]
     invalid = np.zeros(synthetic.height, dtype=bool)
     for name in real.columns:
