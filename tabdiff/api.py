@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32
 from tabdiff.bundle import Bundle
 from tabdiff.codec import Codec, Encoded, trim_outermost
 from tabdiff.config import FitConfig
-from tabdiff.errors import TABLE, Problem, SchemaError
+from tabdiff.errors import TABLE, ConfigError, Problem, SchemaError
 from tabdiff.files import fingerprint
 from tabdiff.layout import Layout
 from tabdiff.model import Model
@@ -60,6 +60,7 @@ def fit(
 
     Raises:
         SchemaError: the table cannot be modelled. Lists every problem.
+        ConfigError: two options contradict each other.
         TrainingError: the loss is not finite, or the checkpoint belongs to another fit.
         RuntimeUnavailable: train.device=cuda without a CUDA device.
     """
@@ -86,6 +87,10 @@ def _fit(
     checkpoint: Path | None,
     on_event: Callable[[TrainEvent], None] | None,
 ) -> Model:
+    if config.score.contaminated and not config.score.kernel_rows:
+        raise ConfigError(
+            "score.contaminated compares rows with stored ones; got score.kernel_rows=0. Allow some, or leave contaminated out."
+        )
     device = resolve_device(config.train.device)
     schema = Schema.infer(frame, overrides=overrides)
     conformed = _without_known_anomalies(schema.conform(frame), schema)

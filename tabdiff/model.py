@@ -99,7 +99,7 @@ class Model:
             condition = Condition.nothing(self.codec.layout, rows)
             if given:
                 partial = pl.DataFrame({name: [value] for name, value in given.items()}, strict=False)
-                condition = _repeat(self._condition(partial, drawn_if_null=False), rows)
+                condition = self._condition(partial, drawn_if_null=False).repeated(rows)
         else:
             partial = given if isinstance(given, pl.DataFrame) else pl.DataFrame(given)
             if rows is not None and rows != partial.height:
@@ -249,10 +249,6 @@ class Model:
                 for index, name in enumerate(columns)
             ]
         )
-
-
-def _repeat(condition: Condition, rows: int) -> Condition:
-    return Condition(*(np.repeat(array, rows, axis=0) for array in (condition.x, condition.given, condition.allowed)))
 
 
 def _middle(draws: list[pl.Series]) -> pl.Series:

@@ -66,12 +66,12 @@ class Condition:
     @classmethod
     def nothing(cls, layout: Layout, rows: int, length: int = 1) -> Condition:
         """No cell is known and every state allowed."""
-        shape = (rows, length)
-        return cls(
-            np.zeros((*shape, layout.model_width), np.float32),
-            np.zeros((*shape, len(layout.units)), bool),
-            np.ones((*shape, layout.model_width), np.float32),
-        )
+        width, units = (1, length, layout.model_width), (1, length, len(layout.units))
+        return cls(np.zeros(width, np.float32), np.zeros(units, bool), np.ones(width, np.float32)).repeated(rows)
+
+    def repeated(self, rows: int) -> Condition:
+        """One condition for many rows, without copies of it: memory does not grow with their number."""
+        return Condition(*(np.broadcast_to(a, (rows, *a.shape[1:])) for a in (self.x, self.given, self.allowed)))
 
     def __getitem__(self, rows: slice) -> Condition:
         return Condition(self.x[rows], self.given[rows], self.allowed[rows])

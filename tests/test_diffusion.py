@@ -137,9 +137,9 @@ def test_given_cells_stay_and_condition_the_rest():
         torch.cat([torch.eye(2)[i], torch.eye(3)[j]]) for i in range(2) for j in range(3) for _ in range(joint[i, j])
     ]
     denoiser = KernelDenoiser(isotropic(layout), torch.stack(rows)[:, None])
-    condition = Condition.nothing(layout, 3000)
-    condition.x[..., 0] = 1.0
-    condition.given[..., 0] = True
+    x, given = np.zeros((1, 1, 5), np.float32), np.zeros((1, 1, 2), bool)
+    x[..., 0], given[..., 0] = 1.0, True
+    condition = Condition(x, given, np.ones((1, 1, 5), np.float32)).repeated(3000)
     blocks = draw(runtime_of(denoiser), layout, schedule_of(denoiser.process), condition, SampleConfig(), 0)
     x = np.concatenate(list(blocks))[:, 0]
     assert (x[:, 0] == 1).all()

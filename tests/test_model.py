@@ -15,6 +15,7 @@ from scipy import stats
 import tabdiff
 from tabdiff import FitConfig, Model, SampleConfig
 from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable, SchemaError
+from tabdiff.sampling import Condition
 
 ROWS = 900
 
@@ -350,6 +351,24 @@ def test_rows_marked_as_anomalies_do_not_take_part():
     report = model.bundle.model["report"]
     assert report["train_rows"] + report["held_out_rows"] == 270
     assert "label" not in model.codec.columns
+
+
+def test_contaminated_training_rows_are_told_apart():
+    rng = np.random.default_rng(0)
+    normal, odd = rng.normal(size=(475, 4)), rng.uniform(-9, 9, size=(25, 4))
+    frame = pl.DataFrame(np.concatenate([normal, odd]), schema=list("abcd"))
+    options = {"train": {"steps": 20}, "network": {"width": 16}, "score": {"contaminated": True}}
+    model = tabdiff.fit(frame, FitConfig.model_validate(options))
+    assert model.calibration.views == ("subsets",)
+    assert model.score(frame, contamination=0.05).flagged[475:].mean() > 0.8
+    options["score"]["kernel_rows"] = 0
+    with pytest.raises(ConfigError, match="kernel_rows=0"):
+        tabdiff.fit(frame, FitConfig.model_validate(options))
+
+
+def test_memory_does_not_grow_with_the_rows_asked_for(model):
+    condition = Condition.nothing(model.codec.layout, 10**9)
+    assert condition[5:8].x.shape == (3, 1, model.codec.layout.model_width)
 
 
 def test_too_few_rows_are_refused():

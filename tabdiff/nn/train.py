@@ -271,7 +271,7 @@ class _State:
             for name, value in config.items()
             if name not in ("time_limit", "device", "patience", "threads") and progress["config"].get(name) != value
         ]
-        if progress["identity"] != self.identity:
+        if progress.get("identity") != self.identity:
             changed.append("the table or the options of data, process or network differ")
         shapes = {name: value.shape for name, value in self.denoiser.state_dict().items()}
         stored = {
