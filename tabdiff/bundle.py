@@ -59,7 +59,7 @@ class Bundle:
     Attributes:
         config: resolved options of the fit.
         schema, codec: the table and how it becomes arrays.
-        calibration: plain values of `scoring.Calibration`.
+        calibration: plain values of `calibration.Calibration`.
         model: plain values: network shape, process, report of the fit.
         tensors: named arrays of the programs.
         fingerprint: sha256 of the training table.

@@ -466,8 +466,8 @@ def test_bad_rules_of_score(
 def test_unwritable_output_is_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: Path, model: Path, verb: str
 ) -> None:
-    monkeypatch.setattr("tabdiff.cli._read", lambda *_: pytest.fail("read the data first"))
-    monkeypatch.setattr("tabdiff.cli._load", lambda *_: pytest.fail("loaded the model first"))
+    monkeypatch.setattr("tabdiff.commands.tables.read_table", lambda *_: pytest.fail("read the data first"))
+    monkeypatch.setattr("tabdiff.commands.tables.load_model", lambda *_: pytest.fail("loaded the model first"))
     given = {"fit": (table,), "sample": (model, "--rows", 5)}.get(verb, (model, table))
     for out in (tmp_path / "absent" / "out.csv", table / "out.csv", Path("/proc/out.csv")):
         assert str(out) in refused(verb, *given, "--out", out)

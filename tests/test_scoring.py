@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from sklearn.feature_selection import SelectFdr
 
+from tabdiff.calibration import Calibration, flag
 from tabdiff.errors import ConfigError
-from tabdiff.scoring import Calibration, flag
 
 rng = np.random.default_rng(0)
 

@@ -1,0 +1,122 @@
+"""From errors to scores, p-values and flags.
+
+A row's error in a view is standardised on the log scale by what normal rows show: z = 0 is a typical normal row, z = 1
+about the worst in ten. The score adds up the squares of the positive z, so that one view that is sure is enough and two
+that agree count for more. Its columns' contributions add up to it, and its p-value is the share of held-out normal rows
+that score at least as high (split conformal, Vovk et al. 2005).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64
+
+from tabdiff.errors import ConfigError
+
+_FLOOR = 1e-9  # keeps exact copies of training rows finite
+_LEAST_SCALE = 0.05  # keeps tables whose rows are all alike from calling every difference an anomaly
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What normal rows look like in each view.
+
+    Attributes:
+        views: names, in the order of the runtime's views.
+        center, scale: median of normal rows' log errors in each view, and how far their 90 % quantile lies above it.
+        weight: of each view's squared z.
+        normal: sorted scores of held-out normal rows.
+    """
+
+    views: tuple[str, ...]
+    center: tuple[float, ...]
+    scale: tuple[float, ...]
+    weight: tuple[float, ...]
+    normal: tuple[float, ...] = ()
+
+    @classmethod
+    def fit(
+        cls, views: Sequence[str], errors: Sequence[Float[np.ndarray, "_ c"]], weight: Sequence[float]
+    ) -> Calibration:
+        """Fit on errors of normal rows, for each view those of rows that it has not seen (their numbers may differ)."""
+        logs = [np.log(view.sum(axis=1, dtype=np.float64) + _FLOOR) for view in errors]
+        center = [float(np.median(log)) for log in logs]
+        # The upper part alone tells how far normal rows reach up; near-copies stretch the lower one.
+        scale = [float(np.quantile(log, 0.9)) - middle + _LEAST_SCALE for log, middle in zip(logs, center, strict=True)]
+        return cls(tuple(views), tuple(center), tuple(scale), tuple(weight))
+
+    def with_normal(self, errors: Float[np.ndarray, "n v c"]) -> Calibration:
+        """The same with the scores of held-out normal rows, which p-values count."""
+        return replace(self, normal=tuple(np.sort(self.combine(errors)[0]).tolist()))
+
+    def combine(
+        self, errors: Float[np.ndarray, "n v c"]
+    ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, "n c"]]:
+        """Score of each row (higher = more abnormal) and the contribution of each column, which add up to it."""
+        errors = errors.astype(np.float64)
+        total = errors.sum(axis=2)
+        z = (np.log(total + _FLOOR) - np.asarray(self.center)) / np.asarray(self.scale)
+        # The linear term only keeps the order among rows that no view finds unusual.
+        parts = (np.maximum(z, 0.0) ** 2 + 1e-3 * z) * np.asarray(self.weight)
+        share = errors / np.maximum(total, 1e-300)[..., None]
+        share[total == 0] = 1.0 / errors.shape[2]
+        contributions = np.einsum("nvc,nv->nc", share, parts)
+        return parts.sum(axis=1), contributions
+
+    def p_value(self, scores: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+        """(1 + number of held-out normal rows that score at least as high) / (number + 1)."""
+        normal = np.asarray(self.normal)
+        above = len(normal) - np.searchsorted(normal, scores, side="left")
+        return np.asarray((1 + above) / (len(normal) + 1))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Calibration:
+        """Rebuild from `to_json`."""
+        return cls(**{name: tuple(value) for name, value in values.items()})
+
+
+def check_rule(fdr: float | None, contamination: float | None) -> None:
+    """Exactly one rule, and a share inside (0, 1); ConfigError otherwise."""
+    chosen = {name: value for name, value in (("fdr", fdr), ("contamination", contamination)) if value is not None}
+    if len(chosen) != 1:
+        raise ConfigError(f"choose exactly one rule for flags, fdr or contamination; got {chosen or 'none'}.")
+    for name, value in chosen.items():
+        if not 0 < value < 1:
+            raise ConfigError(f"{name} is a share inside (0, 1); got {value}. Example: {name}=0.05")
+
+
+def flag(
+    scores: Float64[np.ndarray, " n"],
+    p_values: Float64[np.ndarray, " n"],
+    *,
+    fdr: float | None = None,
+    contamination: float | None = None,
+) -> Bool[np.ndarray, " n"]:
+    """Which rows to call anomalies.
+
+    Args:
+        fdr: Benjamini & Hochberg (1995): among the flagged rows at most this share is expected to be normal.
+        contamination: flag this share of the rows, highest scores first.
+
+    Raises:
+        ConfigError: not exactly one rule is given, or its value is not inside (0, 1).
+    """
+    check_rule(fdr, contamination)
+    count = len(scores)
+    if contamination is not None:
+        flagged = np.zeros(count, dtype=bool)
+        flagged[np.argsort(-scores, kind="stable")[: round(contamination * count)]] = True
+        return flagged
+    assert fdr is not None
+    order = np.argsort(p_values, kind="stable")
+    passes = np.flatnonzero(p_values[order] <= fdr * np.arange(1, count + 1) / count)
+    limit = p_values[order[passes[-1]]] if len(passes) else -1.0
+    return np.asarray(p_values <= limit)

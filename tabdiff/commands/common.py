@@ -1,0 +1,95 @@
+"""What every command shares: its arguments, the report of errors, and the way to models and tables."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tabdiff.errors import RuntimeUnavailable, TabdiffError
+from tabdiff.terminal import Outcome, console, notes, print_json, say
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from tabdiff.model import Model
+
+DataArgument = Annotated[
+    str, typer.Argument(metavar="DATA", help="File, folder, glob or database URL.", show_default=False)
+]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL_DIR", help="Folder that `tabdiff fit` wrote.", show_default=False)
+]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", help="Result: .parquet, .csv, .arrow or .feather.", show_default=False)
+]
+QueryOption = Annotated[str | None, typer.Option("--query", help="SELECT statement, if DATA is a database URL.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same rows.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def reported(command: Callable[..., Outcome]) -> Callable[..., None]:
+    """Print what a command returns; an error raised on purpose becomes a message and exit code 1."""
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        as_json = options["as_json"]
+        try:
+            with notes():
+                outcome = command(**options)
+        except TabdiffError as error:
+            print(f"error: {error}", file=sys.stderr)
+            if as_json:
+                print_json({"error": {"type": type(error).__name__, "message": str(error)}})
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt as interrupt:
+            print(f"\ninterrupted. {interrupt}".rstrip(), file=sys.stderr)
+            raise typer.Exit(130) from None
+        if as_json:
+            print_json(outcome.values)
+        else:
+            for item in outcome.shown:
+                say(console(), item)
+
+    return run
+
+
+def api() -> Any:
+    """`tabdiff.api`, or a word on what to install for it."""
+    try:
+        from tabdiff import api
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("tabdiff"):
+            raise
+        raise RuntimeUnavailable(
+            f"this command needs {error.name}, which is not installed here. Run pip install 'tabdiff[train]'."
+        ) from error
+    return api
+
+
+def load_model(model_dir: Path) -> Model:
+    """The model of a folder."""
+    from tabdiff.bundle import Bundle
+
+    Bundle.read(model_dir)  # a broken folder is told of before torch is imported
+    model: Model = api().load(model_dir)
+    return model
+
+
+def read_table(data: str, query: str | None) -> pl.DataFrame:
+    """The table that DATA and --query name."""
+    from tabdiff.sources import load
+
+    return load(data, query=query)
+
+
+def files() -> ModuleType:
+    """`tabdiff.files`, imported when it is needed."""
+    from tabdiff import files  # brings polars
+
+    return files

@@ -1,0 +1,85 @@
+"""What is known of the rows to draw: partial rows become conditions."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool
+
+from tabdiff.codec import Codec, Encoded
+from tabdiff.codes import OTHER, CategoryCode
+from tabdiff.errors import Problem, SchemaError
+from tabdiff.sampling import Condition
+from tabdiff.schema import Schema
+
+
+def condition_on(schema: Schema, codec: Codec, partial: pl.DataFrame, *, drawn_if_null: bool) -> Condition:
+    """Encode partial rows; cells of absent columns, and null ones if so asked, are left open."""
+    unknown = [name for name in partial.columns if name not in codec.columns]
+    if unknown:
+        cure = f"Modelled columns: {', '.join(codec.columns)}."
+        raise SchemaError(
+            [Problem(name, "a given column must be modelled", "a column that is not", cure) for name in unknown]
+        )
+    blank = [pl.Series(name, [None] * partial.height) for name in codec.columns if name not in partial.columns]
+    conformed = schema.conform(partial.with_columns(blank))
+    encoded = codec.encode(conformed)
+    open_cells = np.stack(
+        [
+            conformed[name].is_null().to_numpy()
+            if drawn_if_null
+            else np.full(partial.height, name not in partial.columns)
+            for name in codec.columns
+        ],
+        axis=1,
+    )
+    condition = complete(codec, encoded, open_cells)
+    unseen = condition.given & ~(encoded.present & ~_pooled(codec, encoded))[:, None, :]
+    if unseen.any():
+        raise SchemaError(_unseen(codec, partial, unseen[:, 0]))
+    if not drawn_if_null:
+        return Condition(condition.x, condition.given, np.ones_like(condition.allowed))
+    return condition
+
+
+def complete(codec: Codec, encoded: Encoded, open_cells: Bool[np.ndarray, "n c"]) -> Condition:
+    """Everything is given but the open cells, and those must not come out missing."""
+    layout = codec.layout
+    # A layout column is open if any user column in it is: with a projection they are tied.
+    open_columns = (open_cells.astype(np.float32) @ codec.attribution.T) > 0
+    given = ~layout.cells(open_columns)
+    for index, unit in enumerate(layout.units):
+        if unit.gate is not None:  # the value beside an atom is not known, and not read either
+            given[:, index] &= encoded.x[:, unit.gate] == 1
+    allowed = np.ones((len(encoded.x), layout.model_width), np.float32)
+    for index, name in enumerate(layout.columns):
+        code = codec.codes.get(name)
+        if code is not None and code.has_missing:
+            last = layout.units[layout.units_of(index)[0]].slots.stop - 1
+            allowed[:, last] = ~open_columns[:, index]
+    return Condition(encoded.x[:, None, : layout.model_width], given[:, None, :], allowed[:, None, :])
+
+
+def _pooled(codec: Codec, encoded: Encoded) -> Bool[np.ndarray, "n u"]:
+    """Units that hold `__other__`: one state for all rare values, so none of them can be asked for by name."""
+    pooled = np.zeros(encoded.present.shape, dtype=bool)
+    for index, unit in enumerate(codec.layout.units):
+        code = codec.codes.get(codec.layout.columns[unit.column])
+        if isinstance(code, CategoryCode) and code.has_other:
+            pooled[:, index] = encoded.x[:, unit.start + len(code.categories)] == 1
+    return pooled
+
+
+def _unseen(codec: Codec, partial: pl.DataFrame, unseen: Bool[np.ndarray, "n u"]) -> list[Problem]:
+    problems = []
+    for index in np.flatnonzero(unseen.any(axis=0)):
+        name = codec.layout.columns[codec.layout.units[index].column]
+        row = int(np.flatnonzero(unseen[:, index])[0])
+        value = partial[name][row] if name in partial.columns else "its components"
+        cure = (
+            f"Give a value that training kept by itself; rare ones are pooled as {OTHER!r}. `tabdiff show` lists them."
+        )
+        problems.append(
+            Problem(name, "a given value must have been seen in training", f"{value!r} in row {row + 1}", cure)
+        )
+    return problems

@@ -1,0 +1,118 @@
+"""What a model consists of, chosen from its training rows: the denoiser and the scoring program."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from tabdiff.codec import Codec, Encoded
+from tabdiff.config import FitConfig
+from tabdiff.layout import Layout
+from tabdiff.nn.denoiser import Denoiser
+from tabdiff.nn.kernel import KernelView, fit_kernel_view, fit_subset_kernels
+from tabdiff.nn.objective import fill_gated
+from tabdiff.nn.process import MixedProcess
+from tabdiff.nn.programs import Score
+from tabdiff.scoring import CHUNK_ROWS
+
+# What the score is made of, chosen on benchmark tables; docs/decisions has the measurements.
+_KERNEL_FACTORS = (0.2, 0.3, 0.5)  # noise levels of the kernel views, in mean distances to the nearest rows
+_NEIGHBOUR_FACTOR = 1.0  # the level at which a row's neighbours are weighed
+_LEARNED_SIGMAS = (1.4, 2.0, 3.0)  # noise levels of the learned view, in standard deviations
+_MASKING_SIGMA, _MASKING_PROBES = 2.0, 4  # with categories: one level, each category masked in about half of the probes
+
+
+def build_denoiser(layout: Layout, encoded: Encoded, config: FitConfig) -> Denoiser:
+    """Preconditioning from the training rows, network size from their number and width."""
+    generator = torch.Generator().manual_seed(config.train.seed)
+    x = fill_gated(torch.from_numpy(encoded.x[:, None, : layout.model_width]), layout, generator)[:, 0]
+    numbers = x[:, layout.number_slots].double()
+    mean = numbers.mean(0)
+    # A small ridge: collinear columns have eigenvalues near 0, which no noise level would resolve.
+    covariance = (numbers - mean).T @ (numbers - mean) / len(numbers) + 1e-4 * torch.eye(
+        numbers.shape[1], dtype=torch.double
+    )
+    variance, basis = torch.linalg.eigh(covariance)
+    basis = basis.contiguous()  # as it will be after loading, so that scores stay the same to the last bit
+    correlated = config.process.kind == "anisotropic"
+    noise_scale = variance.sqrt() if correlated else torch.ones_like(variance)
+    largest = 1.0 if correlated or not len(variance) else float(variance.max())
+    sigma_max = config.process.sigma_max or 6.0 * largest**0.5
+    process = MixedProcess(
+        layout, config.process.sigma_min, sigma_max, config.process.rho, basis.float(), noise_scale.float()
+    )
+    width = config.network.width or (128 if len(x) < 1500 else 256 if layout.model_width <= 256 else 384)
+    return Denoiser(
+        process,
+        *(tensor.float() for tensor in (mean, basis, variance, noise_scale)),
+        width=width,
+        blocks=config.network.blocks,
+        dropout=config.network.dropout,
+    )
+
+
+def build_score(
+    denoiser: Denoiser, codec: Codec, encoded: Encoded, held_out: Encoded, config: FitConfig
+) -> tuple[np.ndarray, Score]:
+    """The scoring program, and for every row (training rows first) its place among the stored ones, or -1.
+
+    Held-out rows may be stored too: they are scored with themselves left out, as a new row would be.
+    """
+    layout, rng = codec.layout, np.random.default_rng(config.train.seed)
+    x = np.concatenate([encoded.x, held_out.x])
+    rows = np.sort(rng.permutation(len(x))[: config.score.kernel_rows])
+    stored = np.full(len(x), -1)
+    kernels: dict[str, KernelView] = {}
+    subsets = None
+    usual_log, usual_level = torch.zeros(0), torch.ones(())
+    if config.score.contaminated:
+        generator = torch.Generator().manual_seed(config.train.seed)
+        subsets = fit_subset_kernels(torch.from_numpy(x[:, layout.view("asinh")]), generator)
+    elif len(rows) > 1:
+        stored[rows] = np.arange(len(rows))
+        memory = torch.from_numpy(x[rows])
+        kernels = {view: fit_kernel_view(memory[:, layout.view(view)], _KERNEL_FACTORS) for view in layout.views}
+        usual_level = kernels["raw"].levels[0] * (_NEIGHBOUR_FACTOR / _KERNEL_FACTORS[0])
+        usual_log = _left_out_log(kernels["raw"], memory[:, layout.view("raw")])
+    view_columns = np.zeros((len(layout.view_columns), len(codec.columns)), np.float32)
+    view_columns[np.arange(len(layout.view_columns)), list(layout.view_columns)] = 1.0
+    sigmas: tuple[float, ...] = _LEARNED_SIGMAS if not layout.category_units else (_MASKING_SIGMA,)
+    if config.score.contaminated:
+        sigmas = ()
+    process = denoiser.process
+    low, high = process.sigma_min ** (1 / process.rho), process.sigma_max ** (1 / process.rho)
+    score = Score(
+        denoiser,
+        kernels,
+        subsets,
+        usual_log=usual_log,
+        usual_level=usual_level,
+        times=((torch.tensor(sigmas) ** (1 / process.rho) - low) / (high - low)).clamp_max(1.0),
+        noise=_probe_bank(layout, len(sigmas), rng),
+        bounds=torch.from_numpy(codec.bounds[:, layout.number_slots]),
+        view_columns=torch.from_numpy(view_columns),
+        units_to_columns=torch.from_numpy(layout.units_to_columns @ codec.attribution),
+        surprise=torch.tensor(2 * np.log(len(x) + 1), dtype=torch.float32),
+    )
+    return stored, score
+
+
+@torch.no_grad()
+def _left_out_log(kernel: KernelView, rows: Float32[torch.Tensor, "m r"]) -> Float32[torch.Tensor, " m"]:
+    """Log error of each stored row when it is left out, averaged over the levels."""
+    logs = []
+    for start in range(0, len(rows), CHUNK_ROWS):
+        own = torch.arange(start, min(start + CHUNK_ROWS, len(rows)))
+        logs.append(torch.log(kernel(rows[own], own)[0].sum(-1) + 1e-9).mean(-1))
+    return torch.cat(logs)
+
+
+def _probe_bank(layout: Layout, levels: int, rng: np.random.Generator) -> Float32[torch.Tensor, "l p 1 u"]:
+    """Fixed probes: numbers without noise (the score-norm view), categories masked in turn so that each one is asked about."""
+    probes = _MASKING_PROBES if layout.category_units else 1
+    bank = np.zeros((levels, probes, 1, len(layout.units)), np.float32)
+    for level in range(levels):
+        for index in layout.category_units:
+            bank[level, :, 0, index] = (rng.permutation(probes) + 0.5) / probes
+    return torch.from_numpy(bank)
