@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tabdiff.commands import about, tables
+from tabdiff.commands import about, tables, workspace
 from tabdiff.commands.common import reported
 
 _HELP = """One diffusion model of a table: anomaly scores with reasons, and synthetic rows.
@@ -59,6 +59,7 @@ for _command in (
     about.demo,
 ):
     app.command()(reported(_command))
+workspace.register(app)
 
 
 def main() -> None:

@@ -142,6 +142,18 @@ def parse_fit_config(path: Path | None = None, settings: Sequence[str] = ()) -> 
     return validate_fit_config(values)
 
 
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Nested values of ``section.key=value`` settings.
+
+    Raises:
+        ConfigError: one of them reads otherwise.
+    """
+    values: dict[str, Any] = {}
+    for setting in settings:
+        _apply(values, setting)
+    return values
+
+
 def validate_fit_config(values: dict[str, Any]) -> FitConfig:
     """Build a FitConfig from plain values, with every problem in one ConfigError."""
     try:

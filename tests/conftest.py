@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 import tests.shapes  # noqa: F401 - the hook below finds it by name
+from tests.databases import Postgres, postgres_server
 
 if TYPE_CHECKING:
     from tabdiff import Model
@@ -98,3 +99,19 @@ def small_bundle(small_model: Model, tmp_path_factory: pytest.TempPathFactory) -
     path = tmp_path_factory.mktemp("bundle") / "model"
     small_model.save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A private PostgreSQL server, one for all tests."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of a new database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'workspace.db'}"
+    url: str = request.getfixturevalue("postgres").make_database()
+    return url

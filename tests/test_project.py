@@ -137,7 +137,7 @@ def test_every_option_is_described(model: type[BaseModel]) -> None:
 
 def test_extras() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    assert list(extras) == ["train", "cpu", "gpu", "export", "flows", "dashboard", "db", "demo", "dev", "all"]
+    assert list(extras) == ["train", "cpu", "gpu", "export", "store", "flows", "dashboard", "db", "demo", "dev", "all"]
     assert not any("gpu" in requirement for requirement in extras["all"])
     others = [requirement for name in set(extras) - {"cpu", "gpu"} for requirement in extras[name]]
     assert not any("onnxruntime" in requirement for requirement in others)

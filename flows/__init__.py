@@ -1,0 +1,1 @@
+"""Prefect flows: thin wrappers over `tabdiff.operations`, and how they are scheduled."""

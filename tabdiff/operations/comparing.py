@@ -1,0 +1,140 @@
+"""Is a challenger good enough to take the champion's place? Measured on rows that neither was fitted on.
+
+- `false_alarms`: share of those rows with a p-value of at most 0.05; a calibrated model has about 0.05.
+- `fill_error`: one cell of each row is taken out and filled in again. A number costs its distance in interquartile ranges, at most 1;
+  a category costs 1 if it is another one. This is the held-out loss in units that two models share; the loss of training is not, as
+  each model has its own scales.
+- `separation`: ROC AUC of telling the rows from rows whose columns were shuffled apart. Needs no labels.
+- `agreement`: average precision on rows that people judged, if there are at least 5 anomalies and 5 normal ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from tabdiff.errors import SchemaError
+from tabdiff.store.registry import Version
+
+if TYPE_CHECKING:
+    from tabdiff.model import Model
+
+NOMINAL = 0.05
+_FILLED_ROWS = 300
+_FEWEST_JUDGED = 5
+_SEED = 20_240_501  # which cells and which shuffle: the same for every model
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether the challenger may take over, why, and the figures of both."""
+
+    better: bool
+    reasons: list[str]
+    metrics: dict[str, dict[str, float]]
+
+
+def compare(
+    challenger: Version, champion: Version | None, verdicts: list[tuple[dict[str, Any], str]], *, tolerance: float
+) -> Judgement:
+    """Judge a version beside the champion; without a champion it may take over as it is.
+
+    The rule: it takes over if none of its figures is worse than the champion's by more than `tolerance` (of the fill error: by more
+    than that share of it), where false alarms that are within three standard errors of 0.05 are never worse.
+    """
+    from tabdiff.api import load
+
+    assert challenger.folder is not None
+    judges = pl.read_parquet(challenger.folder / "reference.parquet")
+    new = measure(load(challenger.folder / "bundle"), judges, verdicts)
+    if champion is None:
+        return Judgement(True, ["there was no champion"], {"challenger": new})
+    try:
+        assert champion.folder is not None
+        old = measure(load(champion.folder / "bundle"), judges, verdicts)
+    except SchemaError as error:
+        reason = f"the champion cannot read these rows any more: {str(error).splitlines()[0]}"
+        return Judgement(True, [reason], {"challenger": new})
+    worse = []
+    noise = 3 * math.sqrt(NOMINAL * (1 - NOMINAL) / max(judges.height, 1))
+    off = {
+        name: abs(found["false_alarms"] - NOMINAL)
+        for name, found in (("new", new), ("old", old))
+        if "false_alarms" in found
+    }
+    if off and off["new"] > max(noise, off["old"]) + tolerance:
+        worse.append("false_alarms")
+    if "fill_error" in new and new["fill_error"] > old["fill_error"] * (1 + tolerance):
+        worse.append("fill_error")
+    worse += [
+        name for name in ("separation", "agreement") if name in new and new[name] < old.get(name, 0.0) - tolerance
+    ]
+    reasons = [f"{name} {new[name]:.4f}, champion {old[name]:.4f}: worse" for name in worse]
+    if not worse:
+        reasons = [f"{name} {new[name]:.4f}, champion {old[name]:.4f}" for name in new if name in old]
+    return Judgement(not worse, reasons, {"challenger": new, "champion": old})
+
+
+def measure(model: Model, judges: pl.DataFrame, verdicts: list[tuple[dict[str, Any], str]]) -> dict[str, float]:
+    """The figures of one model; those that there are too few rows for are left out.
+
+    Raises:
+        SchemaError: the model cannot read the rows.
+    """
+    from tabdiff.evaluate.detection import average_precision, roc_auc  # brings scikit-learn
+
+    found: dict[str, float] = {}
+    if judges.height >= 20:
+        scores = model.score(judges)
+        found["false_alarms"] = float((scores.p_value <= NOMINAL).mean())
+        shuffled = model.score(_shuffled(judges, model.codec.columns)).score
+        labels = np.repeat([0, 1], judges.height)
+        found["separation"] = float(roc_auc(labels, np.concatenate([scores.score, shuffled])))
+        found["fill_error"] = _fill_error(model, judges.head(_FILLED_ROWS))
+    judged = [(values, verdict == "anomaly") for values, verdict in verdicts if verdict != "unsure"]
+    anomalies = sum(label for _, label in judged)
+    if min(anomalies, len(judged) - anomalies) >= _FEWEST_JUDGED:
+        rows = pl.DataFrame([values for values, _ in judged], infer_schema_length=None, strict=False)
+        scored = model.score(rows).score
+        found["agreement"] = float(average_precision(np.array([int(label) for _, label in judged]), scored))
+    return found
+
+
+def _shuffled(frame: pl.DataFrame, columns: tuple[str, ...]) -> pl.DataFrame:
+    rng = np.random.default_rng(_SEED)
+    return frame.with_columns(frame[name][rng.permutation(frame.height)].alias(name) for name in columns)
+
+
+def _fill_error(model: Model, frame: pl.DataFrame) -> float:
+    """Mean cost of filling one cell of each row from the others."""
+    columns = model.codec.columns
+    taken = np.random.default_rng(_SEED).integers(len(columns), size=frame.height)
+    holes = frame.with_columns(
+        pl.when(pl.Series(taken != index)).then(pl.col(name)).alias(name) for index, name in enumerate(columns)
+    )
+    filled = model.impute(holes, draws=3)
+    costs = []
+    for index, name in enumerate(columns):
+        mask = pl.Series(taken == index) & frame[name].is_not_null()
+        truth, guess = frame[name].filter(mask), filled[name].filter(mask)
+        if truth.dtype.is_numeric() or truth.dtype.is_temporal():
+            numbers = frame[name].to_physical().cast(pl.Float64)
+            spread = _spread(numbers)
+            distance = (truth.to_physical().cast(pl.Float64) - guess.to_physical().cast(pl.Float64)).abs() / spread
+            costs += distance.clip(0, 1).fill_null(1.0).to_list()
+        else:
+            costs += truth.ne_missing(guess).cast(pl.Float64).to_list()
+    return float(np.mean(costs)) if costs else 0.0
+
+
+def _spread(numbers: pl.Series) -> float:
+    """Interquartile range, or the standard deviation if that is 0, or 1 if both are."""
+    known = numbers.drop_nulls().to_numpy()
+    if not len(known):
+        return 1.0
+    low, high = np.quantile(known, [0.25, 0.75])
+    return float(high - low) or float(np.std(known)) or 1.0

@@ -1,0 +1,106 @@
+"""What a job is told: options that are validated, stored beside its run, and hold no secrets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tabdiff.config import FitConfig, SampleConfig
+from tabdiff.errors import ConfigError
+
+_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+
+
+class _Job(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def of(cls, **options: Any) -> Any:
+        """Build one; every problem in one message.
+
+        Raises:
+            ConfigError: an option is unknown or out of range.
+        """
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            lines = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in error.errors())
+            raise ConfigError(f"these options cannot be used: {lines}.") from None
+
+    def digest(self, *leave_out: str) -> str:
+        """SHA-256 of the options."""
+        values = self.model_dump(mode="json", exclude=set(leave_out))
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+class ScoreJob(_Job):
+    """Score what is new in a source."""
+
+    source: str = Field(pattern=_NAME, description="registered source")
+    model: str = Field(pattern=_NAME, description="model whose champion scores")
+    fdr: float | None = Field(None, gt=0, lt=1, description="flag so that about this share of flags is false")
+    contamination: float | None = Field(None, gt=0, lt=1, description="flag this share of the rows of each part")
+    rows_per_part: int = Field(100_000, ge=1, le=10_000_000, description="rows scored, flagged and committed together")
+    max_parts: int = Field(1000, ge=1, description="parts of one run; the rest is left to the next")
+    max_alerts: int = Field(1000, ge=0, le=100_000, description="alerts kept of one part, highest scores first")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> ScoreJob:
+        if self.fdr is not None and self.contamination is not None:
+            raise ValueError("one rule sets the flags: leave fdr or contamination out")
+        return self
+
+
+class TrainJob(_Job):
+    """Fit a challenger and compare it with the champion."""
+
+    source: str = Field(pattern=_NAME, description="registered source")
+    model: str = Field(pattern=_NAME, description="name of the model")
+    fit: FitConfig = Field(FitConfig(), description="options of the fit")
+    columns: dict[str, dict[str, str]] = Field(
+        {}, description="kinds and roles of columns, as in `tabdiff fit --columns`"
+    )
+    max_rows: int = Field(200_000, ge=20, description="newest rows of the source that are used")
+    evaluation_share: float = Field(
+        0.1,
+        gt=0,
+        le=0.5,
+        description="rows that no version trains on, chosen by a hash of the row; at most 5,000 of them judge",
+    )
+    promote: Literal["auto", "ask", "never"] = Field(
+        "auto", description="auto: by the rule of docs/workspace.md; ask: leave an event; never: only train and compare"
+    )
+    tolerance: float = Field(
+        0.02, ge=0, le=1, description="by how much the challenger may be worse and still be promoted"
+    )
+
+
+class SynthesizeJob(_Job):
+    """Draw a synthetic table and report how good it is."""
+
+    model: str = Field(pattern=_NAME, description="model whose champion draws")
+    rows: int = Field(1000, ge=1, le=10_000_000, description="rows to draw")
+    given: dict[str, str | int | float | bool | None] = Field(
+        {}, description="values that every row has; null: missing"
+    )
+    seed: int = Field(0, ge=0, description="the same seed gives the same rows")
+    sample: SampleConfig = Field(SampleConfig(), description="sampler and steps")  # type: ignore[call-arg]
+
+
+class MonitorJob(_Job):
+    """Compare new rows with those that the champion was fitted on."""
+
+    source: str = Field(pattern=_NAME, description="registered source")
+    model: str = Field(pattern=_NAME, description="model whose champion judges")
+    rows: int = Field(
+        20_000,
+        ge=50,
+        le=1_000_000,
+        description="newest rows looked at; scores only of those that no version was fitted on",
+    )
+    every: float | None = Field(None, gt=0, description="seconds within which new rows are expected; later is stale")
+    psi: float = Field(0.2, gt=0, description="population stability index above which a column has drifted")
+    significance: float = Field(0.001, gt=0, lt=0.5, description="p-value below which a difference counts")

@@ -1,0 +1,151 @@
+"""Is the source still what the champion was fitted on? Tells "the data drifted" from "a few rows are odd"."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from tabdiff.errors import SchemaError
+from tabdiff.operations import drift
+from tabdiff.operations.jobs import MonitorJob
+from tabdiff.operations.reading import newest_rows
+from tabdiff.operations.training import REFERENCE, split
+from tabdiff.store import Workspace
+from tabdiff.store.registry import now
+from tabdiff.store.spec import SourceSpec
+
+_PARTS = 10  # newest parts whose share of flags is compared with the parts before
+_FEWEST = 20  # unseen rows without which scores are not compared
+
+
+def monitor(workspace: Workspace, job: MonitorJob) -> dict[str, Any]:
+    """Compare the newest rows of a source with rows that the champion was not fitted on, and record a report.
+
+    Args:
+        workspace: where sources, models and scores are.
+        job: what to look at.
+
+    Returns:
+        run, verdict ("schema changed", "drifted", "odd rows", "alerts up", "stale" or "fine": the first that holds), findings in
+        words, and the figures: schema, columns, scores, freshness, alerts.
+
+    Raises:
+        StoreError: source or champion are missing, or the database is out of reach.
+        SourceError: the source cannot be read.
+    """
+    from tabdiff.api import load
+
+    source_id, spec = workspace.sources.get(job.source)
+    with workspace.runs.start("monitor", f"{job.source}:{job.model}") as run:
+        version = workspace.models.get(job.model)
+        assert version.folder is not None  # an alias keeps its folder
+        model = load(version.folder / "bundle")
+        stream = workspace.scores.stream(source_id, job.model)
+        parts = [part for part in workspace.scores.partitions(source_id) if part["model"] == job.model]
+        new, _ = newest_rows(spec, job.rows)
+        found: dict[str, Any] = {
+            "model": version.version,
+            "rows": new.height,
+            "freshness": _freshness(spec, new, parts, job),
+            "alerts": _alert_volume(parts, job.significance),
+        }
+        verdicts: list[tuple[str, str]] = []
+        try:
+            model.schema.conform(new)
+        except SchemaError as error:
+            found["schema"] = [str(problem) for problem in error.problems]
+            verdicts.append(("schema changed", f"{len(error.problems)} columns do not fit the champion"))
+        else:
+            known = {column.name for column in model.schema.columns}
+            found["schema"], found["new_columns"] = [], [name for name in new.columns if name not in known]
+            old = pl.read_parquet(version.folder / REFERENCE)
+            share = float(version.metrics["evaluation_share"])
+            verdicts += _compare(model, old, new, split(new, share)[1], job, found)
+        if found["alerts"]["up"]:
+            verdicts.append(("alerts up", "the share of flagged rows is above that of earlier parts"))
+        if found["freshness"]["stale"]:
+            verdicts.append(("stale", "no new rows came within the time that was set"))
+        verdict = verdicts[0][0] if verdicts else "fine"
+        found["findings"] = [f"{name}: {reason}" for name, reason in verdicts]
+        workspace.add_report(stream, verdict, found, run_id=run.id)
+        if verdict != "fine":
+            once = f"{version.version}:{stream.revision}:{verdict}"
+            workspace.events.tell(
+                "monitor", f"{job.source}:{job.model}", "warning", {"findings": found["findings"]}, once=once
+            )
+        run.result = {"run": run.id, "verdict": verdict, **found}
+        return run.result
+
+
+def _compare(
+    model: Any, old: pl.DataFrame, new: pl.DataFrame, unseen: pl.DataFrame, job: MonitorJob, found: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """Columns and scores of now beside those of then. Scores only of rows that no version can have been fitted on."""
+    names = model.codec.columns
+    then, today = model.schema.conform(old), model.schema.conform(new)
+    compared = drift.columns(then, today, names, psi=job.psi, significance=job.significance)
+    drifted = [c["column"] for c in compared if c["drifted"] or c["gaps_changed"]]
+    found["columns"], found["scores"] = compared, {"rows": unseen.height, "moved": False, "far_out": False}
+    if min(old.height, unseen.height) < _FEWEST:
+        return [("drifted", _moved(drifted))] if drifted else []
+    before, after = model.score(old), model.score(unseen)
+    errors = drift.contributions(before.contributions, after.contributions, names, significance=job.significance)
+    found["columns"] = [{**column, **error} for column, error in zip(compared, errors, strict=True)]
+    found["scores"] |= drift.scores(
+        np.asarray(before.score, dtype=np.float64),
+        np.asarray(after.score, dtype=np.float64),
+        significance=job.significance,
+    )
+    verdicts = []
+    if drifted or found["scores"]["moved"]:
+        verdicts.append(("drifted", _moved(drifted)))
+    if found["scores"]["far_out"] and not found["scores"]["moved"]:
+        share = found["scores"]["tail"]
+        verdicts.append(
+            (
+                "odd rows",
+                f"{share:.1%} of the rows score beyond 99 % of normal ones, while the typical row has not moved",
+            )
+        )
+    return verdicts
+
+
+def _moved(drifted: list[str]) -> str:
+    what = f"columns {', '.join(drifted)}" if drifted else "the typical row, though no single column,"
+    return f"{what} moved away from the rows of the fit"
+
+
+def _freshness(spec: SourceSpec, new: pl.DataFrame, parts: list[dict[str, Any]], job: MonitorJob) -> dict[str, Any]:
+    """How long ago the newest row was, by its own time if the source has one, else by when a part was last scored."""
+    newest: datetime | None = parts[0]["created"] if parts else None
+    if spec.column is not None and new[spec.column].dtype.is_temporal():
+        last = new[spec.column].cast(pl.Datetime("us")).max()
+        if isinstance(last, datetime):
+            newest = last.replace(tzinfo=now().tzinfo) if last.tzinfo is None else last
+    age = None if newest is None else (now() - newest).total_seconds()
+    return {
+        "newest": newest.isoformat() if newest else None,
+        "seconds": age,
+        "in_the_future": age is not None and age < -60,
+        "stale": job.every is not None and (age is None or age > job.every),
+    }
+
+
+def _alert_volume(parts: list[dict[str, Any]], significance: float) -> dict[str, Any]:
+    """The share of flags in the newest parts beside the parts before."""
+    counts = [
+        (sum(p["flagged"] for p in some), sum(p["rows"] for p in some)) for some in (parts[:_PARTS], parts[_PARTS:])
+    ]
+    (flags, rows), (earlier, before) = counts
+    shares = [part / max(total, 1) for part, total in counts]
+    usual = (earlier + 1) / (before + 2)
+    up = (
+        before > 0
+        and rows > 0
+        and shares[0] > 2 * shares[1]
+        and drift.at_least_p_value(flags, rows, usual) < significance
+    )
+    return {"share": shares[0], "earlier": shares[1] if before else None, "up": bool(up)}

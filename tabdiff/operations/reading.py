@@ -1,0 +1,59 @@
+"""The rows of a source: those that are new, or the newest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from tabdiff.errors import SourceError, TabdiffError
+from tabdiff.operations.databases import TableReader, newest_of_table
+from tabdiff.operations.new_rows import ColumnReader, FileReader, Finding, Reader, collect, load_files, units_of
+from tabdiff.sources import read
+from tabdiff.store.registry import inside_roots
+from tabdiff.store.scores import Part, Stream
+from tabdiff.store.spec import SourceSpec
+
+
+def open_reader(spec: SourceSpec, stream: Stream, parts: Sequence[Part], rows: int) -> Reader:
+    """The reader that the source's kind asks for.
+
+    Raises:
+        SourceError: the source is not there.
+    """
+    if spec.is_database:
+        return TableReader(spec, stream, rows)
+    return ColumnReader(spec, stream, rows) if spec.new == "column" else FileReader(spec, parts, rows)
+
+
+def newest_rows(spec: SourceSpec, limit: int) -> tuple[pl.DataFrame, list[Finding]]:
+    """The last rows of a source, for training and monitoring: by the column that grows, or in order of file names.
+
+    Raises:
+        SourceError: there are no rows to read.
+    """
+    if spec.is_database:
+        return newest_of_table(spec, limit), []
+    if spec.column is not None:
+        frame = read(inside_roots(spec.root))
+        if spec.column not in frame.collect_schema():
+            raise SourceError(f"{spec.location}: there is no column {spec.column!r}. Check the source.")
+        return collect(frame.top_k(limit, by=spec.column).sort(spec.column), spec.location), []
+    frames: list[pl.DataFrame] = []
+    findings: list[Finding] = []
+    for name, files in reversed(units_of(spec)):
+        if sum(frame.height for frame in frames) >= limit:
+            break
+        try:
+            frames.append(load_files(files))
+        except (TabdiffError, OSError) as error:
+            findings.append(Finding("unreadable", name, str(error)))
+    if not frames:
+        raise SourceError(f"{spec.location}: no file can be read yet. Check the path of the source.")
+    newest = frames[0]
+    same = [frame for frame in frames if frame.columns == newest.columns]
+    if len(same) < len(frames):
+        findings.append(
+            Finding("schema", spec.location, f"{len(frames) - len(same)} older files have other columns; left out")
+        )
+    return pl.concat(list(reversed(same)), how="vertical_relaxed").tail(limit), findings

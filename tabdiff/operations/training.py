@@ -1,0 +1,163 @@
+"""Fit a challenger, judge it beside the champion, and promote it by rule."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from tabdiff.errors import StoreError, TrainingError
+from tabdiff.files import atomic_folder, fingerprint
+from tabdiff.operations.comparing import compare
+from tabdiff.operations.jobs import TrainJob
+from tabdiff.operations.reading import newest_rows
+from tabdiff.store import Workspace
+from tabdiff.store.registry import Version
+
+if TYPE_CHECKING:
+    from tabdiff.nn.train import TrainEvent
+
+REFERENCE = "reference.parquet"  # rows that no version trained on, kept beside the bundle
+_MOST_EVALUATED = 5000
+
+
+def train(
+    workspace: Workspace, job: TrainJob, *, on_event: Callable[[TrainEvent], None] | None = None
+) -> dict[str, Any]:
+    """Fit the newest rows of a source, compare the result with the champion on rows that neither saw, and promote it or not.
+
+    The same rows with the same options give the version that is there already. A fit that was killed goes on from its checkpoint.
+
+    Args:
+        workspace: where sources and models are.
+        job: what to fit.
+        on_event: called after every held-out evaluation.
+
+    Returns:
+        run, version, new (whether it was fitted now), metrics, decision (promoted, asked, kept) and its reasons.
+
+    Raises:
+        StoreError: the source is missing, or the database is out of reach.
+        SourceError: the source cannot be read.
+        SchemaError: the rows cannot be modelled.
+        TrainingError: the loss is not finite.
+    """
+    source_id, spec = workspace.sources.get(job.source)
+    with workspace.runs.start("train", f"{job.source}:{job.model}") as run:
+        frame, findings = newest_rows(spec, job.max_rows)
+        rest, judges = split(frame, job.evaluation_share)
+        version, new = _fit(workspace, job, rest, judges, source_id, run.id, on_event)
+        decision = decide(workspace, job, version)
+        run.result = {
+            "run": run.id,
+            "model": job.model,
+            "version": version.version,
+            "new": new,
+            "rows": rest.height,
+            "findings": [vars(finding) for finding in findings],
+            **decision,
+        }
+        return run.result
+
+
+def split(frame: pl.DataFrame, share: float) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows to fit and rows to judge. Which is which depends on the row's content alone, so no version ever trains on a judge."""
+    limit = int(share * 2**64)
+    texts = frame.select(pl.all().cast(pl.String, strict=False).fill_null("\0")).rows()
+    judges = [
+        int.from_bytes(hashlib.blake2b("\x1f".join(row).encode(), digest_size=8).digest(), "big") < limit
+        for row in texts
+    ]
+    mask = pl.Series(judges, dtype=pl.Boolean)
+    return frame.filter(~mask), frame.filter(mask).tail(_MOST_EVALUATED)
+
+
+def _fit(
+    workspace: Workspace,
+    job: TrainJob,
+    rest: pl.DataFrame,
+    judges: pl.DataFrame,
+    source_id: int,
+    run_id: int,
+    on_event: Callable[[TrainEvent], None] | None,
+) -> tuple[Version, bool]:
+    """The version of these rows and options: the one that is there, or a new one."""
+    from tabdiff.api import fit
+
+    data, options = fingerprint(rest), job.digest("promote", "tolerance", "source", "model", "max_rows")
+    found = workspace.models.find(job.model, data, options)
+    if found is not None:
+        return found, False
+    identity = hashlib.sha256(f"{job.model} {data} {options}".encode()).hexdigest()[:24]
+    with claimed(workspace.home / "work" / identity) as checkpoint:
+        found = workspace.models.find(job.model, data, options)
+        if found is not None:  # fitted by the run that held the claim before
+            return found, False
+        begun = checkpoint.exists()
+        try:
+            model = fit(rest, job.fit, overrides=job.columns or None, checkpoint=checkpoint, on_event=on_event)
+        except TrainingError:
+            if not begun:
+                raise
+            shutil.rmtree(checkpoint)  # a checkpoint that cannot be gone on with must not stop every later run
+            model = fit(rest, job.fit, overrides=job.columns or None, checkpoint=checkpoint, on_event=on_event)
+        group = workspace.home / "models" / job.model
+        group.mkdir(exist_ok=True)
+        folder = group / f"{data[:12]}-{secrets.token_hex(6)}"
+        with atomic_folder(folder) as temporary:
+            model.save(temporary / "bundle")
+            judges.write_parquet(temporary / REFERENCE)
+        metrics = {
+            "report": model.bundle.model["report"],
+            "judges": judges.height,
+            "evaluation_share": job.evaluation_share,
+        }
+        name = str(folder.relative_to(workspace.home))
+        version = workspace.models.add(job.model, name, data, options, metrics, source_id=source_id, run_id=run_id)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return version, True
+
+
+class claimed:  # noqa: N801 - used like a function
+    """A folder for a fit that one process at a time may work in; others wait. The system frees it when the process dies."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> Path:
+        import fcntl
+
+        self._file = self.folder.with_suffix(".lock").open("w")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        return self.folder
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def decide(workspace: Workspace, job: TrainJob, version: Version) -> dict[str, Any]:
+    """Compare a version with the champion and promote it if the rule says so."""
+    if "champion" in version.aliases:
+        return {"decision": "kept", "reasons": ["it is the champion already"], "metrics": version.metrics}
+    names = [v for v in workspace.models.all(job.model) if "champion" in v.aliases]
+    champion = names[0] if names else None
+    verdicts = workspace.scores.judged(job.model)
+    judged = compare(version, champion, verdicts, tolerance=job.tolerance)
+    if not judged.better or job.promote == "never":
+        return {"decision": "kept", "reasons": judged.reasons, "metrics": judged.metrics}
+    if job.promote == "ask" and champion is not None:
+        detail = {"version": version.version, "reasons": judged.reasons, "metrics": judged.metrics}
+        workspace.events.tell("challenger_waits", job.model, "info", detail, once=str(version.version))
+        return {"decision": "asked", "reasons": judged.reasons, "metrics": judged.metrics}
+    try:
+        workspace.models.promote(job.model, version.version, unless_changed_from=champion.id if champion else None)
+    except StoreError as error:
+        return {"decision": "kept", "reasons": [str(error)], "metrics": judged.metrics}
+    detail = {"version": version.version, "reasons": judged.reasons}
+    workspace.events.tell("promoted", job.model, "info", detail, once=f"{version.version}-{secrets.token_hex(4)}")
+    return {"decision": "promoted", "reasons": judged.reasons, "metrics": judged.metrics}

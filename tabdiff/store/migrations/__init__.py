@@ -1,0 +1,1 @@
+"""How a workspace database of any version becomes one of the newest."""

@@ -1,0 +1,423 @@
+"""The jobs of a workspace without a scheduler: every row scored exactly once, whatever happens to the source."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import psycopg
+import pytest
+from scipy import stats
+
+from tabdiff.errors import ConfigError, SchemaError, SourceError, StoreError
+from tabdiff.operations import (
+    MonitorJob,
+    ScoreJob,
+    SynthesizeJob,
+    TrainJob,
+    drift,
+    monitor,
+    score_new,
+    synthesize,
+    train,
+)
+from tabdiff.operations.training import split
+from tabdiff.store import Workspace
+from tests.databases import Postgres
+from tests.workspaces import QUICK, files_without_a_row, orders, scored_ids, with_champion
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, database_url: str, small_bundle: Path) -> Workspace:
+    return with_champion(tmp_path / "home", database_url, small_bundle)
+
+
+@pytest.fixture
+def on_sqlite(tmp_path: Path, small_bundle: Path) -> Workspace:
+    return with_champion(tmp_path / "home", None, small_bundle)
+
+
+def job(**options: object) -> ScoreJob:
+    made: ScoreJob = ScoreJob.of(**{"source": "orders", "model": "orders", "contamination": 0.05, **options})
+    return made
+
+
+# ---------------------------------------------------------------------------------------------- by file
+
+
+def test_new_files_are_scored_once_in_parts(workspace: Workspace, data: Path) -> None:
+    workspace.sources.add("orders", location=str(data), keys=("order_id",))
+    assert score_new(workspace, job())["rows"] == 0  # an empty folder is nothing new
+    orders(50, 0).write_parquet(data / "a.parquet")
+    orders(10, 50).write_csv(data / "b.csv")
+    pl.DataFrame(schema=orders(1, 0).schema).write_parquet(data / "empty.parquet")
+    workspace.sources.add("orders", replace=True, location=str(data), keys=("order_id",), settle=0.05)
+    done = score_new(workspace, job(rows_per_part=20, max_parts=2))
+    assert (done["rows"], done["parts"], done["more"]) == (40, 2, True)
+    done = score_new(workspace, job(rows_per_part=20))
+    assert (done["rows"], done["parts"], done["more"]) == (20, 3, False)
+    assert score_new(workspace, job())["rows"] == 0
+    assert scored_ids(workspace) == list(range(60))
+    assert files_without_a_row(workspace) == []
+
+
+def test_scores_are_those_of_the_champion(workspace: Workspace, data: Path, small_model) -> None:  # type: ignore[no-untyped-def]
+    rows = orders(60, 0, seed=4)
+    rows.write_parquet(data / "a.parquet")
+    workspace.sources.add("orders", location=str(data))
+    result = score_new(workspace, job(contamination=0.1))
+    truth = small_model.score(rows, contamination=0.1)
+    part = workspace.scores.partitions()[0]
+    found = pl.read_parquet(part["file"])
+    assert np.allclose(found["score"].to_numpy(), truth.score, rtol=1e-6)
+    assert found["flagged"].to_list() == truth.flagged.tolist()
+    assert (result["flagged"], part["version"]) == (6, 1)
+    alerts = workspace.scores.alerts(run_id=result["run"])
+    worst = int(truth.score.argmax())
+    assert (alerts[0]["row"], len(alerts)) == (worst, 6)
+    assert [r["column"] for r in alerts[0]["reasons"]] == [name for name, _ in truth.top_columns(worst)]
+    assert alerts[0]["values"]["price"] == rows["price"][worst]
+
+
+def test_half_a_file_waits_for_the_other_half(
+    on_sqlite: Workspace, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_sqlite.sources.add("orders", location=str(data), settle=0.3)
+    whole = data / "whole.parquet"
+    orders(20, 0).write_parquet(whole)
+    (data / "half.parquet").write_bytes(whole.read_bytes()[:3000])
+    (data / "empty.csv").touch()
+    text = orders(20, 20).write_csv().splitlines(keepends=True)
+    growing = data / "growing.csv"
+    growing.write_text("".join(text[:5]))
+    with monkeypatch.context() as patch:  # its writer goes on while it is looked at
+        patch.setattr(new_rows.time, "sleep", lambda _: growing.write_text("".join(text)))
+        result = score_new(on_sqlite, job())
+    kinds = {finding["subject"]: finding["kind"] for finding in result["findings"]}
+    assert kinds == {"half.parquet": "unreadable", "empty.csv": "unreadable", "growing.csv": "unfinished"}
+    assert scored_ids(on_sqlite) == list(range(20))
+    orders(5, 40).write_parquet(data / "half.parquet")
+    score_new(on_sqlite, job())
+    assert scored_ids(on_sqlite) == list(range(45))
+    told = [event["kind"] for event in on_sqlite.events.latest()]
+    assert sorted(set(told)) == ["source_unfinished", "source_unreadable"]
+
+
+def test_a_replaced_file_is_told_of_and_scored_again_on_request(on_sqlite: Workspace, data: Path) -> None:
+    on_sqlite.sources.add("orders", location=str(data))
+    orders(20, 0).write_parquet(data / "a.parquet")
+    score_new(on_sqlite, job(rows_per_part=10, max_parts=1))  # half of it
+    orders(30, 100).write_parquet(data / "a.parquet")
+    result = score_new(on_sqlite, job())
+    assert [finding["kind"] for finding in result["findings"]] == ["changed"]
+    assert scored_ids(on_sqlite) == list(range(10))
+    number = on_sqlite.sources.get("orders")[0]
+    on_sqlite.scores.forget(on_sqlite.scores.stream(number, "orders"), "a.parquet")
+    score_new(on_sqlite, job())
+    assert scored_ids(on_sqlite) == list(range(100, 130))
+
+
+def test_a_file_of_another_schema_does_not_stop_the_others(on_sqlite: Workspace, data: Path) -> None:
+    on_sqlite.sources.add("orders", location=str(data))
+    orders(20, 0).drop("price").write_parquet(data / "a.parquet")
+    orders(20, 20).write_parquet(data / "b.parquet")
+    for _ in range(2):
+        result = score_new(on_sqlite, job())
+        assert [(f["kind"], f["subject"]) for f in result["findings"]] == [("schema", "a.parquet")]
+        assert "price" in result["findings"][0]["reason"]
+    assert scored_ids(on_sqlite) == list(range(20, 40))
+    assert len(on_sqlite.events.latest()) == 1  # told once
+
+
+def test_a_folder_that_is_gone_is_an_error(on_sqlite: Workspace, data: Path) -> None:
+    on_sqlite.sources.add("orders", location=str(data / "gone"))
+    with pytest.raises(SourceError, match="gone"):
+        score_new(on_sqlite, job())
+    assert on_sqlite.runs.latest()[0]["status"] == "failed"
+
+
+@pytest.mark.parametrize("marker", [None, "_SUCCESS"])
+def test_subfolders_are_scored_when_complete(on_sqlite: Workspace, data: Path, marker: str | None) -> None:
+    on_sqlite.sources.add("orders", location=str(data), new="partition", marker=marker)
+    for day in range(3):
+        folder = data / f"day=2024-01-0{day + 1}"
+        folder.mkdir()
+        for part in range(2):
+            orders(10, 20 * day + 10 * part).write_parquet(folder / f"{part}.parquet")
+        if marker and day < 2:
+            (folder / marker).touch()
+    assert score_new(on_sqlite, job())["rows"] == 40  # the last one is not complete
+    assert scored_ids(on_sqlite) == list(range(40))
+    if marker:
+        (data / "day=2024-01-03" / marker).touch()
+    else:
+        (data / "day=2024-01-04").mkdir()
+    score_new(on_sqlite, job())
+    assert scored_ids(on_sqlite) == list(range(60))
+
+
+# ---------------------------------------------------------------------------------------------- by a column that grows
+
+
+def growing_files(data: Path, workspace: Workspace, column: str, lateness: float) -> Callable[[pl.DataFrame], None]:
+    workspace.sources.add("orders", location=str(data), new="column", column=column, lateness=lateness)
+    return lambda frame: frame.write_parquet(data / f"{len(list(data.iterdir()))}.parquet")
+
+
+def test_rows_above_the_watermark_are_scored(workspace: Workspace, data: Path) -> None:
+    append = growing_files(data, workspace, "order_id", 5)
+    append(orders(50, 0))
+    assert score_new(workspace, job(rows_per_part=20))["parts"] == 3
+    assert scored_ids(workspace) == list(range(45))  # the last five values may still get company
+    append(orders(20, 50))
+    score_new(workspace, job())
+    assert scored_ids(workspace) == list(range(65))
+    late = orders(2, 10)
+    append(late)
+    result = score_new(workspace, job())
+    assert (result["rows"], result["late"]) == (0, 2)
+    assert workspace.events.latest()[0]["kind"] == "late_rows"
+    assert scored_ids(workspace) == list(range(65))
+
+
+def test_times_with_ties_are_never_cut(on_sqlite: Workspace, data: Path) -> None:
+    append = growing_files(data, on_sqlite, "ordered", 0)
+    start = datetime(2024, 1, 1)
+    times = [start + timedelta(hours=index // 7) for index in range(50)]
+    append(orders(50, 0).with_columns(ordered=pl.Series(times, dtype=pl.Datetime("ns"))))
+    result = score_new(on_sqlite, job(rows_per_part=10))
+    assert result["rows"] == 50
+    assert scored_ids(on_sqlite) == list(range(50))
+    assert all(part["rows"] % 7 in (0, 1) for part in on_sqlite.scores.partitions())
+    data.joinpath("0.parquet").unlink()
+    append(orders(50, 50).with_columns(ordered=pl.lit(start).cast(pl.Datetime("us"))))
+    with pytest.raises(SourceError, match="watermark means nothing"):
+        score_new(on_sqlite, job())
+
+
+def test_a_growing_source_stops_at_rows_that_do_not_fit(on_sqlite: Workspace, data: Path) -> None:
+    append = growing_files(data, on_sqlite, "order_id", 0)
+    append(orders(10, 0).with_columns(price=pl.lit("cheap")))
+    with pytest.raises(SchemaError, match="price"):
+        score_new(on_sqlite, job())
+    assert on_sqlite.scores.partitions() == []
+    (data / "0.parquet").unlink()
+    append(orders(10, 0))
+    score_new(on_sqlite, job())
+    assert scored_ids(on_sqlite) == list(range(10))
+
+
+def test_rows_of_a_database(workspace: Workspace, postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = postgres.make_database()
+    rows = orders(60, 0)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            'CREATE TABLE "Orders; DROP" (order_id int, weight float, price numeric, discount float, items int, channel text, '
+            "express bool, ordered timestamp, rating int, remark text)"
+        )
+
+        def insert(frame: pl.DataFrame) -> None:
+            with connection.cursor() as cursor:
+                values = ", ".join(["%s"] * frame.width)
+                cursor.executemany(f'INSERT INTO "Orders; DROP" VALUES ({values})', frame.rows())  # type: ignore[arg-type]
+
+        insert(rows)
+        monkeypatch.setenv("SHOP_URL", url)
+        workspace.sources.add("orders", location="env:SHOP_URL", table="Orders; DROP", new="column", column="ordered")
+        first = score_new(workspace, job(rows_per_part=25))
+        assert (first["rows"], first["late"]) == (60, 0)
+        assert score_new(workspace, job())["rows"] == 0
+        later = rows["ordered"].max() + timedelta(days=1)  # type: ignore[operator]
+        insert(orders(30, 60).with_columns(ordered=pl.lit(later)))
+        assert score_new(workspace, job())["rows"] == 30
+        assert scored_ids(workspace) == list(range(90))
+        insert(orders(1, 90).with_columns(ordered=pl.lit(datetime(2020, 1, 1))))
+        assert score_new(workspace, job())["late"] == 1
+        workspace.sources.add("absent", location="env:SHOP_URL", table="orders", new="column", column="order_id")
+        with pytest.raises(SourceError, match="no table or view"):
+            score_new(workspace, job(source="absent"))
+        monkeypatch.setenv("SHOP_URL", url.replace(postgres.password, "wr0ng"))
+        with pytest.raises(SourceError, match="authentication failed") as caught:
+            score_new(workspace, job())
+    recorded = str(workspace.runs.latest()) + str(workspace.events.latest()) + str(caught.value)
+    assert postgres.password not in recorded
+    assert "wr0ng" not in recorded
+
+
+# ---------------------------------------------------------------------------------------------- at once
+
+
+def test_two_runs_at_once_score_every_row_once(workspace: Workspace, data: Path) -> None:
+    workspace.sources.add("orders", location=str(data))
+    for index in range(6):
+        orders(30, 30 * index).write_parquet(data / f"{index}.parquet")
+    results, errors = [], []
+    together = threading.Barrier(2)
+
+    def run() -> None:
+        other = Workspace.open(workspace.home, workspace.database._url)
+        together.wait()
+        try:
+            results.append(score_new(other, job(rows_per_part=15)))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert sum(result["rows"] for result in results) == 180
+    assert scored_ids(workspace) == list(range(180))
+    assert files_without_a_row(workspace) == []
+
+
+# ---------------------------------------------------------------------------------------------- train, draw, watch
+
+
+@pytest.fixture
+def trained(tmp_path: Path, data: Path) -> Workspace:
+    workspace = Workspace.create(tmp_path / "home")
+    workspace.sources.add("orders", location=str(data))
+    orders(300, 0).write_parquet(data / "a.parquet")
+    result = train(workspace, training())
+    assert (result["decision"], result["version"], result["new"]) == ("promoted", 1, True)
+    return workspace
+
+
+def training(**options: object) -> TrainJob:
+    made: TrainJob = TrainJob.of(
+        **{"source": "orders", "model": "orders", "fit": QUICK, "evaluation_share": 0.3, **options}
+    )
+    return made
+
+
+def test_judges_are_never_trained_on() -> None:
+    first, later = orders(300, 0), pl.concat([orders(300, 0), orders(200, 300, seed=5)])
+    rest, judges = split(first, 0.3)
+    rest_later, _ = split(later.sample(fraction=1, shuffle=True, seed=1), 0.3)
+    assert rest.height + judges.height == 300
+    assert 60 < judges.height < 120
+    assert not set(judges["order_id"]) & set(rest_later["order_id"])
+
+
+def test_training_repeats_nothing_and_promotes_by_rule(trained: Workspace, data: Path) -> None:
+    again = train(trained, training())
+    assert (again["new"], again["version"], again["decision"]) == (False, 1, "kept")
+    # A challenger that learned from shuffled columns is worse, and is not promoted.
+    rng = np.random.default_rng(0)
+    frame = orders(300, 0, seed=3)
+    broken = frame.with_columns(
+        frame[name].shuffle(int(rng.integers(99))) for name in frame.columns if name != "order_id"
+    )
+    (data / "a.parquet").unlink()
+    broken.write_parquet(data / "b.parquet")
+    worse = trained.models.get("orders")
+    orders(300, 1000, seed=6).write_parquet(data / "c.parquet")
+    (data / "b.parquet").unlink()
+    asked = train(trained, training(promote="ask", tolerance=1.0))
+    assert (asked["decision"], asked["version"]) == ("asked", 2)
+    assert trained.models.get("orders").id == worse.id
+    assert trained.events.latest()[0]["kind"] == "challenger_waits"
+    assert set(asked["metrics"]["challenger"]) == {"false_alarms", "separation", "fill_error"}
+    trained.models.promote("orders", 2)
+    assert trained.models.roll_back("orders").version == 1
+
+
+def test_a_worse_challenger_is_not_promoted(trained: Workspace, data: Path) -> None:
+    frame = orders(300, 5000, seed=8)
+    shuffled = frame.select("order_id", *(frame[name].shuffle(index) for index, name in enumerate(frame.columns[1:])))
+    reference = trained.models.get("orders").folder / "reference.parquet"  # type: ignore[operator]
+    real = pl.read_parquet(reference)
+    (data / "a.parquet").unlink()
+    shuffled.write_parquet(data / "b.parquet")
+    from tabdiff.operations import comparing
+
+    result = train(trained, training(promote="never"))
+    challenger = trained.models.get("orders", result["version"])
+    assert challenger.folder is not None
+    real.write_parquet(challenger.folder / "reference.parquet")  # judged on real rows
+    judged = comparing.compare(challenger, trained.models.get("orders"), [], tolerance=0.02)
+    assert not judged.better
+    assert any("separation" in reason for reason in judged.reasons)
+
+
+def test_a_synthetic_set_is_drawn_once(trained: Workspace) -> None:
+    wanted = SynthesizeJob.of(model="orders", rows=50, seed=3, sample={"steps": 3})
+    first = synthesize(trained, wanted)
+    assert pl.read_parquet(first["file"]).height == 50
+    assert first["report"]["compared_with"] > 20
+    assert first["report"]["shape_error"] > 0
+    again = synthesize(trained, wanted)
+    assert (first["new"], again["new"], again["file"]) == (True, False, first["file"])
+    other = synthesize(trained, SynthesizeJob.of(model="orders", rows=50, seed=4, sample={"steps": 3}))
+    assert other["file"] != first["file"]
+
+
+def watch(workspace: Workspace, frame: pl.DataFrame, data: Path, **options: object) -> dict[str, object]:
+    for path in data.iterdir():
+        path.unlink()
+    frame.write_parquet(data / "now.parquet")
+    return monitor(workspace, MonitorJob.of(source="orders", model="orders", **options))
+
+
+def test_drift_is_told_from_odd_rows(trained: Workspace, data: Path) -> None:
+    fine = orders(1500, 1000, seed=11)
+    report = watch(trained, fine, data)
+    assert report["verdict"] == "fine", report["findings"]
+    dearer = watch(trained, fine.with_columns(price=pl.col("price") * 1.6 + 10), data)
+    assert dearer["verdict"] == "drifted"
+    assert "price" in str(dearer["findings"])
+    strange = pl.int_range(pl.len()) % 8 == 0
+    odd = watch(trained, fine.with_columns(price=pl.when(strange).then(500.0).otherwise("price")), data)
+    assert odd["verdict"] == "odd rows", odd["findings"]
+    gone = watch(trained, fine.with_columns(rating=pl.lit(None, dtype=pl.Int64)), data)
+    assert gone["verdict"] == "drifted"
+    assert "rating" in str(gone["findings"])
+    renamed = watch(trained, fine.rename({"price": "cost"}), data)
+    assert renamed["verdict"] == "schema changed"
+    stale = watch(trained, fine, data, every=60)
+    assert stale["verdict"] == "stale"  # nothing was ever scored
+    assert [row["verdict"] for row in trained.reports()][:2] == ["stale", "schema changed"]
+
+
+def test_drift_statistics_agree_with_scipy() -> None:
+    rng = np.random.default_rng(0)
+    for shift in (0.0, 0.15, 1.0):
+        first, second = rng.normal(size=300), rng.normal(shift, size=500)
+        truth = stats.ks_2samp(first, second, method="asymp")
+        statistic, p_value = drift.ks(first, second)
+        assert statistic == pytest.approx(truth.statistic)
+        assert p_value == pytest.approx(truth.pvalue, rel=0.2, abs=1e-6)
+    for hits, trials, share in ((3, 100, 0.01), (40, 2000, 0.01), (1, 5, 0.3)):
+        assert drift.at_least_p_value(hits, trials, share) == pytest.approx(
+            stats.binom.sf(hits - 1, trials, share), rel=1e-6
+        )
+
+
+# ---------------------------------------------------------------------------------------------- options
+
+
+def test_options_are_checked() -> None:
+    for wrong in ({"source": "../x"}, {"fdr": 2}, {"unknown": 1}, {"fdr": 0.1, "contamination": 0.1}):
+        with pytest.raises(ConfigError, match="cannot be used"):
+            ScoreJob.of(**{"source": "a", "model": "b", **wrong})
+
+
+def test_without_a_champion_nothing_is_scored(tmp_path: Path) -> None:
+    workspace = Workspace.create(tmp_path / "home")
+    workspace.sources.add("orders", location=str(tmp_path))
+    with pytest.raises(StoreError, match="versions: none"):
+        score_new(workspace, job())
