@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tabdiff.commands import about, tables, workspace
+from tabdiff.commands import about, flows, tables, workspace
 from tabdiff.commands.common import reported
 
 _HELP = """One diffusion model of a table: anomaly scores with reasons, and synthetic rows.
@@ -60,6 +60,7 @@ for _command in (
 ):
     app.command()(reported(_command))
 workspace.register(app)
+flows.register(app)
 
 
 def main() -> None:

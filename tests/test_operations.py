@@ -21,6 +21,7 @@ from tabdiff.operations import (
     TrainJob,
     drift,
     monitor,
+    new_rows,
     score_new,
     synthesize,
     train,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from tabdiff.errors import SchemaError
+from tabdiff.errors import SchemaError, TabdiffWarning
 from tabdiff.operations import drift
 from tabdiff.operations.jobs import MonitorJob
 from tabdiff.operations.reading import newest_rows
@@ -54,7 +55,9 @@ def monitor(workspace: Workspace, job: MonitorJob) -> dict[str, Any]:
         }
         verdicts: list[tuple[str, str]] = []
         try:
-            model.schema.conform(new)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", TabdiffWarning)  # new columns are reported below
+                model.schema.conform(new)
         except SchemaError as error:
             found["schema"] = [str(problem) for problem in error.problems]
             verdicts.append(("schema changed", f"{len(error.problems)} columns do not fit the champion"))

@@ -1,0 +1,26 @@
+"""Score what is new in a source, each row exactly once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows.common import FLOW, job_task, show_anomalies, tell, workspace
+from tabdiff.operations import ScoreJob, score_new
+
+
+@job_task
+def score_rows(job: ScoreJob) -> dict[str, Any]:
+    """The work."""
+    return score_new(workspace(), job)
+
+
+@flow(name="tabdiff-score", **FLOW)
+def score(job: ScoreJob) -> dict[str, Any]:
+    """Score new rows with the champion, record alerts, show the highest."""
+    result = score_rows(job)
+    show_anomalies(workspace(), result["run"], job.source)
+    if result["flagged"]:
+        tell("alerts", job.source, {"flagged": result["flagged"], "rows": result["rows"], "run": result["run"]})
+    return result

@@ -1,0 +1,26 @@
+"""Draw a synthetic table with a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.common import FLOW, job_task, show_link, workspace
+from tabdiff.operations import SynthesizeJob
+from tabdiff.operations import synthesize as draw
+
+
+@job_task
+def draw_rows(job: SynthesizeJob) -> dict[str, Any]:
+    """The work."""
+    return draw(workspace(), job)
+
+
+@flow(name="tabdiff-synthesize", **FLOW)
+def synthesize(job: SynthesizeJob) -> dict[str, Any]:
+    """Draw rows from the champion, once for the same options."""
+    result = draw_rows(job)
+    show_link(Path(result["file"]).with_name("report.json"), job.model, "report of the synthetic set")
+    return result

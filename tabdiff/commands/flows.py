@@ -1,0 +1,72 @@
+"""Scheduled flows: the server, the process that runs what is due, and what watches over both."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tabdiff.commands.common import JsonOption, reported
+from tabdiff.errors import RuntimeUnavailable
+from tabdiff.terminal import Outcome
+
+PlanOption = Annotated[
+    Path | None, typer.Option("--plan", help="File of schedules; flows.toml of the workspace if not given.")
+]
+
+
+def _deploy() -> tuple[Any, Any]:
+    """`flows.deploy` and the workspace. The package stands above this one and is optional, so it is found by name."""
+    try:
+        deploy = importlib.import_module("flows.deploy")
+        importlib.import_module("importlib.metadata").version("prefect")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(("tabdiff", "flows")):
+            raise
+        raise RuntimeUnavailable(f"flows need {error.name}. Run pip install 'tabdiff[flows]'.") from error
+    from tabdiff.store import Workspace
+
+    workspace = Workspace.open()
+    deploy.prepare(workspace.home)
+    return deploy, workspace
+
+
+def server(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 4200,
+    as_json: JsonOption = False,
+) -> Outcome:
+    """Run a Prefect server with a password (made on first use, in prefect-auth of the workspace)."""
+    deploy, workspace = _deploy()
+    deploy.start_server(workspace.home, host, port)
+    return Outcome({}, [])
+
+
+def serve(plan: PlanOption = None, as_json: JsonOption = False) -> Outcome:
+    """Run what is due, until stopped. One process, good for one host."""
+    deploy, workspace = _deploy()
+    deploy.serve(deploy.read_plan(plan or workspace.home / "flows.toml"))
+    return Outcome({}, ["Stopped. Schedules stay active; runs that come due show as late until somebody serves them."])
+
+
+def init(
+    notify: Annotated[
+        str | None, typer.Option("--notify", help="Notification block of Prefect, as in slack-webhook/ops.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> Outcome:
+    """Write example schedules, and create what fails silent runs and tells of alerts."""
+    deploy, workspace = _deploy()
+    done = deploy.initialise(workspace, notify)
+    created = [f"Created in Prefect: {name}" for name in done["created"]] or ["Prefect had everything already."]
+    return Outcome(done, [*created, f"Schedules: {done['schedules']} (edit it, then tabdiff flows serve)"])
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the command line."""
+    group = typer.Typer(help="Schedule the jobs of the workspace with Prefect.", no_args_is_help=True)
+    for name, function in {"init": init, "server": server, "serve": serve}.items():
+        group.command(name)(reported(function))
+    app.add_typer(group, name="flows")
