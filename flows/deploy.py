@@ -21,7 +21,12 @@ from tabdiff.store.names import resolve
 TAG = "tabdiff"
 HEARTBEAT = 30  # seconds between signs of life of a run
 _SILENT = 3 * HEARTBEAT  # seconds of silence after which it is taken for dead
-_JOBS = {"train": TrainJob, "score": ScoreJob, "synthesize": SynthesizeJob, "monitor": MonitorJob}
+_JOBS: dict[str, type[BaseModel]] = {
+    "train": TrainJob,
+    "score": ScoreJob,
+    "synthesize": SynthesizeJob,
+    "monitor": MonitorJob,
+}
 EXAMPLE = """# Schedules of `tabdiff flows serve`. Times are in this zone.
 timezone = "UTC"
 
@@ -168,8 +173,8 @@ def start_server(home: Path, host: str = "127.0.0.1", port: int = 4200) -> None:
 def deployments(plan: Plan) -> list[Any]:
     """The deployments of a plan, for `serve` or a work pool."""
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-    from prefect.deployments.runner import EntrypointType
     from prefect.schedules import Cron, Interval
+    from prefect.types.entrypoint import EntrypointType
 
     from flows.monitor import monitor
     from flows.score import score
@@ -213,7 +218,7 @@ def automations(block: Any | None) -> list[Any]:
     from prefect.events.schemas.automations import EventTrigger, Posture
 
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled")}
-    of_ours = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
+    of_ours: dict[str, str | list[str]] = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
     silent = Automation(
         name="tabdiff: fail runs that went silent",
         description=f"A killed process cannot say so. No sign of life for {_SILENT} s means that it is gone.",
@@ -227,7 +232,11 @@ def automations(block: Any | None) -> list[Any]:
             threshold=1,
             within=timedelta(seconds=_SILENT),
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no sign of life for {_SILENT} s")],
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed", state=StateType.CRASHED, message=f"no sign of life for {_SILENT} s", force=False
+            )
+        ],
     )
     if block is None:
         return [silent]
@@ -272,7 +281,7 @@ def initialise(workspace: Workspace, notify: str | None = None) -> dict[str, Any
             try:
                 Automation.read(name=automation.name)
             except ValueError:
-                automation.create()
+                automation.create()  # type: ignore[unused-coroutine]
                 made.append(automation.name)
     except ValueError as error:
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,6 +68,7 @@ def init(
 def register(app: typer.Typer) -> None:
     """Add the group to the command line."""
     group = typer.Typer(help="Schedule the jobs of the workspace with Prefect.", no_args_is_help=True)
-    for name, function in {"init": init, "server": server, "serve": serve}.items():
+    commands: dict[str, Callable[..., Outcome]] = {"init": init, "server": server, "serve": serve}
+    for name, function in commands.items():
         group.command(name)(reported(function))
     app.add_typer(group, name="flows")

@@ -1,0 +1,203 @@
+"""Flows on a real Prefect server, on SQLite and on PostgreSQL: a schedule fires by itself, and nobody gets in without a password."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from flows import deploy
+from tabdiff.errors import ConfigError
+from tests.databases import Postgres
+from tests.prefect_server import ROOT, TABDIFF, Server, prefect_server, wait_for
+from tests.workspaces import QUICK, files_without_a_row, orders, scored_ids, with_champion
+
+pytestmark = [pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Iterator[Server]:
+    """One server on SQLite for all cheap tests."""
+    folder = tmp_path_factory.mktemp("flows")
+    workspace = with_champion(folder / "home", None, small_bundle)
+    (folder / "data").mkdir()
+    workspace.sources.add("orders", location=str(folder / "data"))
+    with prefect_server(workspace, folder) as started:
+        yield started
+
+
+def plan(folder: Path, *schedules: str) -> Path:
+    path = folder / "plan.toml"
+    path.write_text(
+        'timezone = "Europe/Berlin"\n' + "".join(f"[[schedules]]\n{lines}\n" for lines in schedules), encoding="utf-8"
+    )
+    return path
+
+
+def every_ten_seconds(source: str = "orders") -> str:
+    return (
+        'name = "often"\nflow = "score"\nevery = 10\noverlap = "skip"\n'
+        f'job = {{ source = "{source}", model = "orders", contamination = 0.1 }}'
+    )
+
+
+def finished_runs(server: Server) -> list[dict[str, Any]]:
+    runs = server.ask("/flow_runs/filter", sort="START_TIME_ASC")
+    return [run for run in runs if run["state_type"] == "COMPLETED"]
+
+
+def test_nobody_gets_in_without_the_password(server: Server) -> None:
+    for method, path in (
+        ("GET", "/version"),
+        ("GET", "/admin/settings"),
+        ("POST", "/flow_runs/filter"),
+        ("POST", "/variables/"),
+    ):
+        for auth in (None, ("tabdiff", "wrong"), ("", "")):
+            answer = httpx.request(method, server.address + path, auth=auth)
+            assert answer.status_code == 401 if method == "GET" else answer.status_code in (401, 403), path
+    without_token = httpx.post(f"{server.address}/flow_runs/filter", auth=server.auth, json={})
+    assert without_token.status_code == 403
+    secret = server.workspace.home / "prefect-auth"
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert len(server.auth[1]) >= 32
+
+
+def test_a_schedule_fires_by_itself(server: Server) -> None:
+    data = Path(server.workspace.sources.get("orders")[1].location)
+    orders(40, 0).write_parquet(data / "a.parquet")
+    with server.process("flows", "serve", "--plan", str(plan(server.logs, every_ten_seconds())), name="serve"):
+        wait_for(lambda: scored_ids(server.workspace) == list(range(40)))
+        orders(40, 40).write_parquet(data / "b.parquet")
+        wait_for(lambda: scored_ids(server.workspace) == list(range(80)))
+        runs = wait_for(lambda: finished_runs(server))
+    with server.client() as client:  # or the server goes on planning runs that nobody serves
+        client.delete(f"/deployments/{runs[0]['deployment_id']}").raise_for_status()
+    assert all(run["auto_scheduled"] for run in runs)
+    assert {"tabdiff"} <= set(runs[0]["tags"])
+    assert server.workspace.runs.latest()[0]["status"] == "done"
+    artifacts = {artifact["key"]: artifact for artifact in server.ask("/artifacts/filter")}
+    rows = json.loads(artifacts["tabdiff-anomalies-orders"]["data"])
+    assert set(rows[0]) == {"alert", "unit", "row", "score", "p-value", "columns that say so"}
+    assert artifacts["tabdiff-scores-orders"]["data"].startswith("data:image/svg+xml;base64,")
+    assert files_without_a_row(server.workspace) == []
+
+
+_IN_PROCESS = """
+import json, sys
+from flows.deploy import prepare
+from tabdiff.store import Workspace
+prepare(Workspace.open().home)
+from flows.monitor import monitor
+from flows.synthesize import synthesize
+from flows.train import train
+from tabdiff.operations import MonitorJob, SynthesizeJob, TrainJob
+fit = json.loads(sys.argv[1])
+results = [
+    train(TrainJob(source="orders", model="second", fit=fit, evaluation_share=0.3)),
+    train(TrainJob(source="orders", model="second", fit=fit, evaluation_share=0.3)),
+    synthesize(SynthesizeJob(model="second", rows=20, sample={"steps": 2})),
+    monitor(MonitorJob(source="orders", model="second")),
+]
+print("RESULTS", json.dumps(results))
+"""
+
+
+def test_train_draw_and_watch_as_flows(server: Server) -> None:
+    data = Path(server.workspace.sources.get("orders")[1].location)
+    orders(200, 1000, seed=2).write_parquet(data / "more.parquet")
+    call = [sys.executable, "-c", _IN_PROCESS, json.dumps(QUICK)]
+    done = subprocess.run(call, env=server.environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
+    assert "RESULTS" in done.stdout, done.stdout + done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULTS "))
+    first, second, drawn, watched = json.loads(line.removeprefix("RESULTS "))
+    assert (first["decision"], first["new"], second["new"], drawn["rows"]) == ("promoted", True, False, 20)
+    assert watched["verdict"] in ("fine", "drifted", "odd rows")
+    keys = {artifact["key"]: artifact["type"] for artifact in server.ask("/artifacts/filter")}
+    wanted = {
+        "tabdiff-progress-second": "progress",
+        "tabdiff-decision-second": "markdown",
+        "tabdiff-monitor-orders": "markdown",
+    }
+    assert wanted.items() <= keys.items()
+    assert "tabdiff-report-second" in keys
+    kept = [path.read_bytes() for path in (server.workspace.home / "results").rglob("*") if path.is_file()]
+    assert all(json.loads(content)["metadata"]["serializer"]["type"] == "json" for content in kept if content)
+
+
+def test_init_creates_what_watches_once(server: Server) -> None:
+    for expected in (1, 0):
+        call = [*TABDIFF, "flows", "init", "--json"]
+        done = subprocess.run(call, env=server.environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert len(json.loads(done.stdout)["created"]) == expected
+    found = server.ask("/automations/filter")
+    assert [(a["enabled"], a["trigger"]["posture"], a["actions"][0]["state"]) for a in found] == [
+        (True, "Proactive", "CRASHED")
+    ]
+    deploy.read_plan(server.workspace.home / "flows.toml")
+
+
+def test_a_scheduled_run_on_postgres_and_no_secret_anywhere(
+    postgres: Postgres, tmp_path: Path, small_bundle: Path
+) -> None:
+    """Workspace, Prefect and the source itself in PostgreSQL. The passwords show up nowhere: not in Prefect, not in a log."""
+    shop, ours, theirs = (postgres.make_database() for _ in range(3))
+    workspace = with_champion(tmp_path / "home", ours, small_bundle)
+    rows = orders(40, 0)
+    with psycopg.connect(shop, autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE orders (order_id int, weight float, price float, discount float, items int, channel text, "
+            "express bool, ordered timestamp, rating int, remark text)"
+        )
+        with connection.cursor() as cursor:
+            cursor.executemany(f"INSERT INTO orders VALUES ({', '.join(['%s'] * 10)})", rows.rows())
+    workspace.sources.add("orders", location="env:SHOP_URL", table="orders", new="column", column="order_id")
+    with prefect_server(workspace, tmp_path, theirs) as server:
+        server.environment["SHOP_URL"] = shop
+        with server.process(
+            "flows", "serve", "--plan", str(plan(tmp_path, every_ten_seconds())), name="serve"
+        ) as serving:
+            wait_for(lambda: scored_ids(workspace) == list(range(40)))
+            runs = wait_for(lambda: finished_runs(server))
+            os.killpg(serving.pid, signal.SIGKILL)  # the server goes on without it
+        assert runs[0]["auto_scheduled"]
+        password = server.auth[1]
+    logs = "".join(path.read_text() for path in tmp_path.glob("*.log"))
+    with psycopg.connect(theirs) as connection:
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        stored = "".join(str(connection.execute(f'SELECT * FROM "{name}"').fetchall()) for (name,) in tables)  # type: ignore[arg-type]
+    assert "tabdiff-score" in stored
+    for secret in (postgres.password, password):
+        assert secret not in stored
+        assert secret not in logs
+    assert files_without_a_row(workspace) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("timezone = 'Mars/Olympus'", "no time zone"),
+        ("schedules = 3", "valid list"),
+        ("[[schedules]]\nname='a'\nflow='score'\njob={source='a',model='b'}", "either cron or every"),
+        ("[[schedules]]\nname='a'\nflow='score'\nevery=60\njob={source='../a',model='b'}", "pattern"),
+        ("[[schedules]]\nname='a'\nflow='drop'\nevery=60\njob={}", "flow"),
+        ("not toml", "not TOML"),
+    ],
+)
+def test_a_plan_that_cannot_be_kept_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        deploy.read_plan(tmp_path / "plan.toml")
+    with pytest.raises(ConfigError, match="flows init"):
+        deploy.read_plan(tmp_path / "absent.toml")
