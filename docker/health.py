@@ -1,7 +1,7 @@
 """Is the service of this container well? Exit code 0 or 1. Python is there anyway; curl need not be.
 
-    python health.py http PORT PATH    something answers 200 on loopback
-    python health.py workspace         the workspace opens and its database answers
+python health.py http PORT PATH    something answers 200 on loopback
+python health.py workspace         the workspace opens and its database answers
 """
 
 from __future__ import annotations
