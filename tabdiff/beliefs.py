@@ -40,15 +40,19 @@ class Belief:
     Attributes:
         values: (J,) numbers in rising order (datetimes in microseconds), or names of categories.
         weights: (J,) their probabilities; the rest, if any, is on rare categories.
+        discrete: (J,) values that stand for themselves, not for a stretch of a continuous number.
     """
 
     values: np.ndarray
     weights: np.ndarray
+    discrete: np.ndarray
 
     def quantile(self, share: float) -> float:
-        """The number at or below which this share of the belief lies."""
-        reached = np.cumsum(self.weights) >= share * self.weights.sum() - 1e-9
-        return float(self.values[int(np.argmax(reached))])
+        """The number at or below which this share of the belief lies; between neighbours of a continuous one, interpolated."""
+        after = np.cumsum(self.weights)
+        before, middle = after - self.weights, after - self.weights / 2
+        ends = np.stack([np.where(self.discrete, before, middle), np.where(self.discrete, after, middle)], axis=1)
+        return float(np.interp(share * after[-1], ends.ravel(), np.repeat(self.values, 2).astype(np.float64)))
 
     def likely(self, count: int) -> list[tuple[Any, float]]:
         """The most probable values, with their probabilities."""
@@ -107,15 +111,16 @@ class Believer:
     def _belief(self, name: str, states: Float32[np.ndarray, " s"], scores: np.ndarray | None) -> Belief:
         code = self.codec.codes[name]
         if isinstance(code, CategoryCode):  # rare categories have no name to give, and a gap is no expectation
-            return Belief(np.array(code.categories, dtype=object), states[: len(code.categories)].astype(np.float64))
+            kept = len(code.categories)
+            return Belief(np.array(code.categories, object), states[:kept].astype(np.float64), np.ones(kept, bool))
         count = len(code.atoms)
         if scores is None:
-            return Belief(np.array(code.atoms), states[:count].astype(np.float64))
+            return Belief(np.array(code.atoms), states[:count].astype(np.float64), np.ones(count, bool))
         values = np.concatenate([code.atoms, code.rank.inverse(scores.astype(np.float64))])
         share = float(states[count]) if code.states else 1.0
         weights = np.concatenate([states[:count] if code.states else [], np.full(len(scores), share / len(scores))])
         order = np.argsort(values, kind="stable")
-        return Belief(values[order], weights[order].astype(np.float64))
+        return Belief(values[order], weights[order].astype(np.float64), order < count)
 
     def _numbers(
         self,
@@ -164,7 +169,9 @@ class Believer:
         assert isinstance(code, NumberCode)
         values = code.mean + code.scale * (middle + deviation * _normal_quantiles())
         knots = code.rank_of_all.knots
-        return Belief(np.clip(values, knots[0], knots[-1]), np.full(QUANTILES, 1 / QUANTILES))
+        return Belief(
+            np.clip(values, knots[0], knots[-1]), np.full(QUANTILES, 1 / QUANTILES), np.zeros(QUANTILES, bool)
+        )
 
     def _walk(self, x: np.ndarray, given: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         """From noise to data by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2)."""

@@ -276,7 +276,7 @@ class Explainer:
             for row, beam in beams.items():
                 order = sorted(range(count), key=lambda column: firsts[row][column].score)
                 seen: set[frozenset[int]] = set()
-                for edit in sorted(beam, key=lambda edit: edit.score)[:_BEAM]:
+                for edit in self._lowest(beam):
                     for column in [column for column in order if column not in edit.changes][:_PARTNERS]:
                         together = frozenset([*edit.changes, column])
                         if together not in seen:
@@ -285,10 +285,30 @@ class Explainer:
             found: dict[int, list[_Edit]] = {}
             for edit in self._best(cells) if cells else []:
                 found.setdefault(edit.row, []).append(edit)
+            for edit in self._revised([edit for edits in found.values() for edit in self._lowest(edits)]):
+                found[edit.row].append(edit)
             for row, edits in found.items():
                 repairs[row] = self._choose(edits)
             beams = {row: edits for row, edits in found.items() if repairs[row].p_value <= self.alpha}
         return firsts, self._pruned(repairs)
+
+    @staticmethod
+    def _lowest(edits: Sequence[_Edit]) -> list[_Edit]:
+        """The sets of columns that are followed."""
+        best: dict[frozenset[int], _Edit] = {}
+        for edit in sorted(edits, key=lambda edit: edit.score):
+            best.setdefault(frozenset(edit.changes), edit)
+        return list(best.values())[:_BEAM]
+
+    def _revised(self, edits: Sequence[_Edit]) -> list[_Edit]:
+        """The same columns with earlier values chosen anew: they were chosen while a later cell was still broken."""
+        cells = [
+            (edit.row, {c: v for c, v in edit.changes.items() if c != column}, column)
+            for edit in edits
+            if edit.p_value <= self.alpha
+            for column in list(edit.changes)[:-1]
+        ]
+        return self._best(cells) if cells else []
 
     def _choose(self, edits: Sequence[_Edit]) -> _Edit:
         """The lowest score among rows that are normal, or among all if none is."""
