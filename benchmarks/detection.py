@@ -1,4 +1,4 @@
-"""Anomaly detection on a folder of labelled tables, beside scikit-learn's detectors.
+"""Anomaly detection on a folder of labelled tables, beside other people's detectors (peers.py).
 
     python benchmarks/detection.py DATA [--protocols one-class contaminated] [--seeds 0 1 2] [--out results.csv]
 
@@ -17,18 +17,14 @@ import argparse
 import csv
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from peers import PEERS, Fitted
 from scipy.stats import wilcoxon
-from sklearn.ensemble import IsolationForest
 from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import OneClassSVM
 
 import tabdiff
 
@@ -44,36 +40,6 @@ FIELDS = [
     "fit_cpu_s",
     "score_cpu_s",
 ]
-Fitted = Callable[[np.ndarray], np.ndarray]
-
-
-def neighbours(how: str) -> Callable[[np.ndarray, int], Fitted]:
-    def fit(x: np.ndarray, seed: int) -> Fitted:
-        index = NearestNeighbors(n_neighbors=min(5, len(x))).fit(x)
-        reduce = np.mean if how == "mean" else np.max
-        return lambda rows: reduce(index.kneighbors(rows)[0], axis=1)
-
-    return fit
-
-
-def scikit(make: Callable[[int, int], object]) -> Callable[[np.ndarray, int], Fitted]:
-    def fit(x: np.ndarray, seed: int) -> Fitted:
-        detector = make(len(x), seed).fit(x)  # type: ignore[attr-defined]
-        return lambda rows: -detector.score_samples(rows)
-
-    return fit
-
-
-PEERS = {
-    "KNN-mean": neighbours("mean"),
-    "KNN": neighbours("max"),
-    "GMM8": scikit(lambda n, s: GaussianMixture(min(8, n // 10 + 1), reg_covar=1e-3, random_state=s)),
-    "GMM": scikit(lambda n, s: GaussianMixture(1, reg_covar=1e-3, random_state=s)),
-    "IForest": scikit(lambda n, s: IsolationForest(random_state=s)),
-    "LOF": scikit(lambda n, s: LocalOutlierFactor(novelty=True)),
-    "OCSVM": scikit(lambda n, s: OneClassSVM()),
-    "random": lambda x, seed: lambda rows: np.random.default_rng(seed).random(len(rows)),
-}
 
 
 def frame(x: np.ndarray) -> pl.DataFrame:
@@ -130,32 +96,56 @@ def measure(path: Path, method: str, protocol: str, seed: int, settings: dict[st
     }
 
 
-def report(results: pl.DataFrame, ours: str) -> None:
-    """Means over tables and seeds, and ours against each peer table by table (mean over seeds, Wilcoxon signed-rank)."""
-    pl.Config.set_tbl_rows(60).set_tbl_hide_column_data_types(True).set_tbl_hide_dataframe_shape(
-        True
-    ).set_float_precision(4)
+METRICS = ("roc_auc", "average_precision")
+
+
+def report(results: pl.DataFrame, ours: str, worst: int = 6) -> None:
+    """Per protocol: means over tables and seeds, mean ranks and costs; ours against each peer; the tables where ours is worst.
+
+    A table counts once, with the mean over its seeds. `p` is Wilcoxon's signed-rank test over tables, two-sided.
+    """
+    pl.Config.set_tbl_rows(60).set_tbl_cols(20).set_tbl_width_chars(160).set_float_precision(4)
+    pl.Config.set_tbl_hide_column_data_types(True).set_tbl_hide_dataframe_shape(True)
     for protocol in results["protocol"].unique(maintain_order=True):
         part = results.filter(protocol=protocol)
-        means = part.group_by("method").agg(
-            pl.col("table").n_unique().alias("tables"),
-            pl.col("seed").n_unique().alias("seeds"),
-            pl.col("roc_auc", "average_precision", "fit_cpu_s", "score_cpu_s").mean(),
+        wide = part.group_by("table", "method").agg(pl.col(*METRICS).mean())
+        # Ranks are over the methods that were measured on all tables; 1 is best.
+        complete = wide.filter(pl.len().over("method") == wide["table"].n_unique())
+        ranks = complete.select(
+            "method", *(pl.col(m).rank(descending=True).over("table").alias(f"rank_{m}") for m in METRICS)
         )
-        print(f"\n{protocol}\n{means.sort('average_precision', descending=True)}")
-        wide = part.group_by("table", "method").agg(pl.col("roc_auc", "average_precision").mean())
+        means = (
+            part.group_by("method")
+            .agg(
+                pl.col("table").n_unique().alias("tables"),
+                pl.col("seed").n_unique().alias("seeds"),
+                pl.col(*METRICS, "fit_cpu_s", "score_cpu_s").mean(),
+                pl.col("fit_cpu_s").max().alias("fit_most"),
+            )
+            .join(ranks.group_by("method").mean(), on="method", how="left")
+            .sort("average_precision", descending=True)
+        )
+        print(f"\n{protocol}\n{means}")
         mine = wide.filter(method=ours).drop("method")
-        for method in means.sort("average_precision", descending=True)["method"]:
+        for method in means["method"]:
             both = mine.join(wide.filter(method=method), on="table", suffix="_peer")
             if method == ours or both.height < 6:
                 continue
             words = []
-            for metric in ("roc_auc", "average_precision"):
+            for metric in METRICS:
                 gap = (both[metric] - both[f"{metric}_peer"]).to_numpy()
-                words.append(
-                    f"{metric} {gap.mean():+.4f}, wins {(gap > 0).sum()}/{len(gap)}, p={wilcoxon(gap).pvalue:.3f}"
-                )
+                p = wilcoxon(gap).pvalue if gap.any() else 1.0
+                words.append(f"{metric} {gap.mean():+.4f}, wins {(gap > 0).sum()}, losses {(gap < 0).sum()}, p={p:.3f}")
             print(f"{ours} against {method}: {'; '.join(words)}")
+        if mine.height:
+            others = wide.filter(pl.col("method") != ours).sort("average_precision", descending=True)
+            best = others.group_by("table", maintain_order=True).first()
+            gaps = mine.join(best, on="table", suffix="_best").with_columns(
+                behind=pl.col("average_precision_best") - pl.col("average_precision")
+            )
+            print(
+                f"Worst tables of {ours}, beside the best peer there\n{gaps.sort('behind', descending=True).head(worst)}"
+            )
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tabdiff.commands import about, flows, tables, workspace
+from tabdiff.commands import about, explain, flows, tables, workspace
 from tabdiff.commands.common import reported
 
 _HELP = """One diffusion model of a table: anomaly scores with reasons, and synthetic rows.
@@ -51,6 +51,7 @@ def _options(version: VersionOption = False) -> None:
 for _command in (
     tables.fit,
     tables.score,
+    explain.explain,
     tables.sample,
     tables.impute,
     about.show,

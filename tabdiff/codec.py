@@ -169,7 +169,7 @@ class Codec:
         """Encode a conformed frame of N rows."""
         x = np.zeros((frame.height, self.layout.width), dtype=np.float32)
         present = np.ones((frame.height, len(self.layout.units)), dtype=bool)
-        values = {name: self._read(frame, name) for name in self.codes}
+        values = {name: self.read(frame, name) for name in self.codes}
         if self.projection is not None:
             standard = _standardised(frame, self.projection.columns, self.codes)
             components = np.nan_to_num(standard) @ self.projection.matrix.T
@@ -213,7 +213,7 @@ class Codec:
                 code = self.codes[name]
                 assert isinstance(code, NumberCode)  # a projection only ever covers numbers
                 values[name] = standard[:, i] * code.scale + code.mean
-        return pl.DataFrame([_to_series(self.schema[name], values[name]) for name in self.codes])
+        return pl.DataFrame([to_series(self.schema[name], values[name]) for name in self.codes])
 
     def _decode_column(self, x: Float32[np.ndarray, "rows slots"], index: int, code: NumberCode | CategoryCode) -> Any:
         units = [self.layout.units[number] for number in self.layout.units_of(index)]
@@ -232,7 +232,8 @@ class Codec:
             result = np.where(is_value, result, lookup[np.where((state < 0) | (state >= len(code.atoms)), -1, state)])
         return result
 
-    def _read(self, frame: pl.DataFrame, name: str) -> Any:
+    def read(self, frame: pl.DataFrame, name: str) -> Any:
+        """One column of a conformed frame as plain values: numbers with NaN for gaps, or texts."""
         column = frame[name]
         if isinstance(self.codes[name], CategoryCode):
             return _as_text(column)
@@ -313,7 +314,7 @@ def _as_text(values: pl.Series) -> pl.Series:
     return values.cast(pl.String)
 
 
-def _to_series(column: Column, values: Any) -> pl.Series:
+def to_series(column: Column, values: Any) -> pl.Series:
     """Decoded values as a canonical series: integers and decimals back on their grid."""
     if column.kind in (Kind.CATEGORICAL, Kind.BOOLEAN):
         text = pl.Series(column.name, values.tolist(), dtype=pl.String)

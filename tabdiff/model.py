@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from tabdiff.beliefs import Believer, expected_values
 from tabdiff.bundle import Bundle
 from tabdiff.calibration import Calibration, check_rule, flag
-from tabdiff.codec import Codec
+from tabdiff.codec import Codec, Encoded
 from tabdiff.conditions import complete, condition_on
 from tabdiff.config import SampleConfig
 from tabdiff.errors import ConfigError
-from tabdiff.explanation import expected_values
+from tabdiff.explanation import Explainer, Explanation
 from tabdiff.runtime import Runtime
 from tabdiff.sampling import Condition, NoiseSchedule, draw
-from tabdiff.schema import Schema
+from tabdiff.schema import Schema, to_polars
 from tabdiff.scoring import Scores, errors_of
 
 
@@ -65,11 +66,60 @@ class Model:
         check_rule(fdr, contamination)
         conformed = self.schema.conform(frame)
         encoded = self.codec.encode(conformed)
-        score, contributions = self.calibration.combine(errors_of(self.runtime, encoded))
-        p_value = self.calibration.p_value(score)
+        score, p_value, contributions = self._judge(encoded)
         flagged = flag(score, p_value, fdr=fdr, contamination=contamination)
         expected = expected_values(self.runtime, self.codec, encoded, np.flatnonzero(flagged), contributions)
         return Scores(self.codec.columns, score, p_value, flagged, contributions, expected, self.runtime.provider)
+
+    def _judge(self, encoded: Encoded) -> tuple[Any, Any, Any]:
+        """Score (N,), p-value (N,) and contributions (N, C) of encoded rows."""
+        score, contributions = self.calibration.combine(errors_of(self.runtime, encoded))
+        return score, self.calibration.p_value(score), contributions
+
+    def explain(
+        self,
+        frame: Any,
+        rows: Sequence[int] | None = None,
+        *,
+        alpha: float = 0.05,
+        level: float = 0.8,
+        top: int = 3,
+        largest: int = 5,
+    ) -> list[Explanation]:
+        """Say of rows why they are abnormal, what they should have held, and which smallest repair makes them normal.
+
+        An explanation depends on the row alone. It takes tens of scores for each column and row, so explain the rows that
+        matter: in `score`, contributions are a cheaper estimate for every row.
+
+        Args:
+            frame: a table as for `score`.
+            rows: places in the table, counted from 0; None means the rows that `score` flags, highest score first.
+            alpha: a row is normal if its p-value is above this; the aim of repairs.
+            level: probability of the intervals, at most 0.95.
+            top: columns to give reasons for, beside those that are repaired.
+            largest: columns that a repair may change.
+
+        Raises:
+            SchemaError: as for `score`.
+            ConfigError: a row is not in the table, or an option is out of range.
+        """
+        ranges = {"alpha": (0 < alpha < 1, "inside (0, 1)"), "level": (0 < level <= 0.95, "inside (0, 0.95]")}
+        ranges |= {"top": (top >= 1, "at least 1"), "largest": (largest >= 1, "at least 1")}
+        wrong = [f"{name} is {rule}" for name, (fine, rule) in ranges.items() if not fine]
+        if wrong:
+            raise ConfigError(f"{'; '.join(wrong)}; got {alpha=}, {level=}, {top=}, {largest=}.")
+        conformed = self.schema.conform(frame)
+        if rows is None:
+            scores = self.score(frame)
+            rows = [row for row in np.argsort(-scores.score, kind="stable").tolist() if scores.flagged[row]]
+        outside = [row for row in rows if not 0 <= row < conformed.height]
+        if outside:
+            raise ConfigError(
+                f"rows are counted from 0 to {conformed.height - 1} in this table; got {outside[0]}. Check the numbers."
+            )
+        believer = Believer(self.codec, self.runtime, self._schedule())
+        explainer = Explainer(self.codec, believer, self._judge, conformed[list(rows)], alpha)
+        return explainer.explain(to_polars(frame)[list(rows)], list(rows), largest, top, level)
 
     def sample(
         self,
@@ -144,11 +194,13 @@ class Model:
 
     def _draw(self, condition: Condition, seed: int, config: SampleConfig | None) -> Any:
         """Yield (B, W) blocks of clean encoded rows."""
+        for x in draw(self.runtime, self.codec.layout, self._schedule(), condition, config or SampleConfig(), seed):  # type: ignore[call-arg]
+            yield np.clip(x[:, 0], *self.codec.bounds)  # no value beyond what training showed
+
+    def _schedule(self) -> NoiseSchedule:
         model, tensors = self.bundle.model, self.bundle.tensors
         root = tensors["score.denoiser.process.basis"] * tensors["score.denoiser.process.scale"]
-        schedule = NoiseSchedule(model["sigma_min"], model["sigma_max"], model["rho"], root)
-        for x in draw(self.runtime, self.codec.layout, schedule, condition, config or SampleConfig(), seed):  # type: ignore[call-arg]
-            yield np.clip(x[:, 0], *self.codec.bounds)  # no value beyond what training showed
+        return NoiseSchedule(model["sigma_min"], model["sigma_max"], model["rho"], root)
 
 
 def _middle(draws: list[pl.Series]) -> pl.Series:
