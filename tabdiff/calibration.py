@@ -1,7 +1,7 @@
 """From errors to scores, p-values and flags.
 
 A row's error in a view is standardised on the log scale by what normal rows show: z = 0 is a typical normal row, z = 1
-about the worst in ten. The score adds up the squares of the positive z, so that one view that is sure is enough and two
+about the worst in fifty. The score adds up the squares of the positive z, so that one view that is sure is enough and two
 that agree count for more. Its columns' contributions add up to it, and its p-value is the share of held-out normal rows
 that score at least as high (split conformal, Vovk et al. 2005).
 """
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Float64
 from tabdiff.errors import ConfigError
 
 _FLOOR = 1e-9  # keeps exact copies of training rows finite
+_TAIL = 0.95  # the worst rows from this quantile on say how far normal rows reach
 _LEAST_SCALE = 0.05  # keeps tables whose rows are all alike from calling every difference an anomaly
 
 
@@ -27,7 +28,7 @@ class Calibration:
 
     Attributes:
         views: names, in the order of the runtime's views.
-        center, scale: median of normal rows' log errors in each view, and how far their 90 % quantile lies above it.
+        center, scale: median of normal rows' log errors in each view, and how far the mean of the worst 5 % lies above it.
         weight: of each view's squared z.
         normal: sorted scores of held-out normal rows.
     """
@@ -46,7 +47,10 @@ class Calibration:
         logs = [np.log(view.sum(axis=1, dtype=np.float64) + _FLOOR) for view in errors]
         center = [float(np.median(log)) for log in logs]
         # The upper part alone tells how far normal rows reach up; near-copies stretch the lower one.
-        scale = [float(np.quantile(log, 0.9)) - middle + _LEAST_SCALE for log, middle in zip(logs, center, strict=True)]
+        scale = [
+            float(log[log >= np.quantile(log, _TAIL)].mean()) - middle + _LEAST_SCALE
+            for log, middle in zip(logs, center, strict=True)
+        ]
         return cls(tuple(views), tuple(center), tuple(scale), tuple(weight))
 
     def with_normal(self, errors: Float[np.ndarray, "n v c"]) -> Calibration:

@@ -11,14 +11,17 @@ from tabdiff.config import FitConfig
 from tabdiff.layout import Layout
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.kernel import KernelView, fit_kernel_view, fit_subset_kernels
+from tabdiff.nn.mixture import fit_mixture
 from tabdiff.nn.objective import fill_gated
 from tabdiff.nn.process import MixedProcess
 from tabdiff.nn.programs import Score
 from tabdiff.scoring import CHUNK_ROWS
 
 # What the score is made of, chosen on benchmark tables; docs/decisions has the measurements.
+_KERNEL_VIEWS = ("raw", "rank")
 _KERNEL_FACTORS = (0.2, 0.3, 0.5)  # noise levels of the kernel views, in mean distances to the nearest rows
 _NEIGHBOUR_FACTOR = 1.0  # the level at which a row's neighbours are weighed
+_MIXTURE_SIGMAS = (0.3, 0.55, 1.0, 1.75)  # noise levels of the mixture view, in standard deviations
 _LEARNED_SIGMAS = (1.4, 2.0, 3.0)  # noise levels of the learned view, in standard deviations
 _MASKING_SIGMA, _MASKING_PROBES = 2.0, 4  # with categories: one level, each category masked in about half of the probes
 
@@ -64,27 +67,32 @@ def build_score(
     rows = np.sort(rng.permutation(len(x))[: config.score.kernel_rows])
     stored = np.full(len(x), -1)
     kernels: dict[str, KernelView] = {}
-    subsets = None
+    mixture = subsets = None
+    generator = torch.Generator().manual_seed(config.train.seed)
     usual_log, usual_level = torch.zeros(0), torch.ones(())
     if config.score.contaminated:
-        generator = torch.Generator().manual_seed(config.train.seed)
         subsets = fit_subset_kernels(torch.from_numpy(x[:, layout.view("asinh")]), generator)
-    elif len(rows) > 1:
+    else:
+        mixture = fit_mixture(torch.from_numpy(encoded.x[:, layout.view("raw")]), _MIXTURE_SIGMAS, generator)
+    if not config.score.contaminated and len(rows) > 1:
         stored[rows] = np.arange(len(rows))
         memory = torch.from_numpy(x[rows])
-        kernels = {view: fit_kernel_view(memory[:, layout.view(view)], _KERNEL_FACTORS) for view in layout.views}
+        kernels = {
+            view: fit_kernel_view(memory[:, layout.view(view)], _KERNEL_FACTORS, generator) for view in _KERNEL_VIEWS
+        }
         usual_level = kernels["raw"].levels[0] * (_NEIGHBOUR_FACTOR / _KERNEL_FACTORS[0])
         usual_log = _left_out_log(kernels["raw"], memory[:, layout.view("raw")])
     view_columns = np.zeros((len(layout.view_columns), len(codec.columns)), np.float32)
     view_columns[np.arange(len(layout.view_columns)), list(layout.view_columns)] = 1.0
     sigmas: tuple[float, ...] = _LEARNED_SIGMAS if not layout.category_units else (_MASKING_SIGMA,)
-    if config.score.contaminated:
-        sigmas = ()
+    if kernels or subsets is not None:
+        sigmas = ()  # beside views that compare rows the learned one does not pay
     process = denoiser.process
     low, high = process.sigma_min ** (1 / process.rho), process.sigma_max ** (1 / process.rho)
     score = Score(
         denoiser,
         kernels,
+        mixture,
         subsets,
         usual_log=usual_log,
         usual_level=usual_level,
@@ -104,7 +112,8 @@ def _left_out_log(kernel: KernelView, rows: Float32[torch.Tensor, "m r"]) -> Flo
     logs = []
     for start in range(0, len(rows), CHUNK_ROWS):
         own = torch.arange(start, min(start + CHUNK_ROWS, len(rows)))
-        logs.append(torch.log(kernel(rows[own], own)[0].sum(-1) + 1e-9).mean(-1))
+        squared, _ = kernel(rows[own], kernel.nearest(rows[own], own))
+        logs.append(torch.log(squared.sum(-1) + 1e-9).mean(-1))
     return torch.cat(logs)
 
 

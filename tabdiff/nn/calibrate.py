@@ -39,6 +39,8 @@ def calibrate(
         else on_held_out[:0]
     )
     both = np.concatenate([on_held_out, on_stored])
-    samples = [(on_held_out if name == "learned" else both)[:, index] for index, name in enumerate(score.views)]
+    samples = [
+        (on_held_out if name in score.fitted_views else both)[:, index] for index, name in enumerate(score.views)
+    ]
     weight = [_LEARNED_WEIGHT if name == "learned" else 1.0 for name in score.views]
     return Calibration.fit(score.views, samples, weight).with_normal(on_held_out)

@@ -8,11 +8,13 @@ it is the truth that learned denoisers and samplers are held against.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tabdiff.nn.process import MixedProcess
 
+NEIGHBOURS = 16  # stored rows that reconstruct a row; more reconstruct no better and cost more
+_PENALTY = 0.02  # largest penalty, in squared distances to the nearest rows
 _MISMATCH = 1e-6  # probability that a shown category is not the row's own; keeps a row that matches nowhere defined
 
 
@@ -33,23 +35,30 @@ def log_kernel(x: Float[Tensor, "b d"], rows: Float[Tensor, "m d"]) -> Float[Ten
 
 
 class KernelView(nn.Module):
-    """Reconstruct rows by the kernel denoiser in one view of the numbers, in a metric of its own.
+    """Reconstruct rows by the kernel denoiser in one view of the numbers, in a metric of its own, from a few rows near each.
 
     The metric whitens the residuals that training rows show when each is left out: a direction in which rows are
     reconstructed closely counts for more, and errors are in units of what is usual (a Mahalanobis distance of residuals).
-    Noise levels are multiples of the mean distance to the nearest rows, so they mean the same in every table.
+    Noise levels are multiples of the mean distance to the nearest rows, so they mean the same in every table. At these
+    levels nearly all weight lies on the nearest rows, so only those are looked at.
 
     Args:
         rows: (M, R) stored training rows, already in the metric.
         transform: (R, R) takes a row into the metric.
         inverse: (R, R) takes it back.
         levels: (K,) noise levels.
+        penalty: (M,) small fixed addition to each row's squared distance, which decides among rows that are equally far.
     """
 
     rows: Tensor
     transform: Tensor
     inverse: Tensor
     levels: Tensor
+    penalty: Tensor
+    columns: Tensor
+    offset: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(
         self,
@@ -57,43 +66,73 @@ class KernelView(nn.Module):
         transform: Float[Tensor, "r r"],
         inverse: Float[Tensor, "r r"],
         levels: Float[Tensor, " k"],
+        penalty: Float[Tensor, " m"],
     ) -> None:
         super().__init__()
-        for name, value in {
-            "rows": rows,
-            "transform": transform,
-            "inverse": inverse,
-            "levels": levels,
-        }.items():
+        stored = {"rows": rows, "transform": transform, "inverse": inverse, "levels": levels, "penalty": penalty}
+        for name, value in stored.items():
             self.register_buffer(name, value)
+        derived = {
+            "columns": rows.T.contiguous(),
+            "offset": 0.5 * (rows.square().sum(-1) + penalty),
+            "low": rows.amin(0),
+            "high": rows.amax(0),
+        }
+        for name, value in derived.items():
+            self.register_buffer(name, value, persistent=False)
 
-    def forward(
-        self, x: Float[Tensor, "b r"], left_out: Tensor | None = None
-    ) -> tuple[Float[Tensor, "b k r"], Float[Tensor, "b m"]]:
-        """Squared residual of one noiseless step at each level, shared out over the slots of the view, and the logits.
+    def nearest(
+        self, x: Float[Tensor, "b r"], left_out: Tensor | None = None, count: int = NEIGHBOURS
+    ) -> Int[Tensor, "b n"]:
+        """The stored rows nearest to each x. `left_out` (B,) is the stored row to ignore, -1 for none.
 
-        `left_out` (B,) is the stored row to ignore for each x, -1 for none.
+        A row far outside looks from where the range of the stored rows is nearest to it: in single precision its own
+        distances would be rounded to the same number.
         """
-        x = x @ self.transform
-        logits = log_kernel(x, self.rows)
+        x = torch.clamp(x @ self.transform, self.low, self.high)
+        closeness = x @ self.columns - self.offset
         if left_out is not None:
             own = torch.arange(len(self.rows), device=x.device) == left_out[:, None]
-            logits = logits.masked_fill(own, -torch.inf)
-            logits = logits - logits.amax(-1, keepdim=True)
-        found = torch.stack([torch.softmax(logits / level**2, dim=-1) @ self.rows for level in self.levels], dim=1)
-        residual = x[:, None] - found
+            closeness = closeness.masked_fill(own, -torch.inf)
+        return closeness.topk(min(count, max(1, len(self.rows) - 1)), dim=-1).indices
+
+    def forward(
+        self, x: Float[Tensor, "b r"], nearest: Int[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b k r"], Float[Tensor, "b n"]]:
+        """Squared residual of one noiseless step at each level, shared out over the slots of the view, and squared distances.
+
+        Distances are taken from differences, not from products, so that they are exact however far x is.
+        """
+        difference = (x @ self.transform)[:, None] - self.rows[nearest]
+        squared = difference.square().sum(-1) + self.penalty[nearest]
+        residual = local_weights(squared, self.levels) @ difference
         # |r T|^2 = sum over slots of r (T T' r): what each slot adds, never counted below zero.
         parts = ((residual @ self.inverse) * (residual @ self.transform.T)).clamp_min(0)
         total = residual.square().sum(-1, keepdim=True)
-        return parts * (total / parts.sum(-1, keepdim=True).clamp_min(1e-30)), logits
+        return parts * (total / parts.sum(-1, keepdim=True).clamp_min(1e-30)), squared
 
 
-def fit_kernel_view(rows: Float[Tensor, "m r"], factors: tuple[float, ...], floor: float = 1e-3) -> KernelView:
+def local_weights(squared: Float[Tensor, "b n"], levels: Float[Tensor, " k"]) -> Float[Tensor, "b k n"]:
+    """Weights of the N nearest rows: exp(-d^2 / 2 sigma^2), lowered so that the farthest of them weighs nothing.
+
+    The reconstruction is then continuous: a row that rounding lets in or keeps out at the edge makes no difference.
+    """
+    near, far = squared.amin(-1, keepdim=True), squared.amax(-1, keepdim=True)
+    rate = -0.5 / levels.square()[:, None]
+    weight = torch.exp((squared - near)[:, None] * rate) - torch.exp((far - near)[:, None] * rate)
+    weight = weight + 1e-12  # all equally far: all weigh the same
+    return weight / weight.sum(-1, keepdim=True)
+
+
+def fit_kernel_view(
+    rows: Float[Tensor, "m r"], factors: tuple[float, ...], generator: torch.Generator, floor: float = 1e-3
+) -> KernelView:
     """Choose metric and noise levels from the stored rows, each left out in turn.
 
     Args:
         rows: (M, R) standardised rows.
         factors: noise levels in mean distances to the nearest rows.
+        generator: draws the penalties.
         floor: smallest eigenvalue of the residual covariance, as a share of the largest.
     """
     identity = torch.eye(rows.shape[1])
@@ -111,7 +150,9 @@ def fit_kernel_view(rows: Float[Tensor, "m r"], factors: tuple[float, ...], floo
     transform = (axes / deviation).float().contiguous()
     moved = rows @ transform
     inverse = (axes * deviation).T.float().contiguous()
-    return KernelView(moved, transform, inverse, torch.tensor(factors) * neighbour_distance(moved))
+    length = neighbour_distance(moved)
+    penalty = _PENALTY * length**2 * torch.rand(len(rows), generator=generator)
+    return KernelView(moved, transform, inverse, torch.tensor(factors) * length, penalty)
 
 
 class SubsetKernels(nn.Module):

@@ -11,25 +11,27 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tabdiff.nn.denoiser import Denoiser
-from tabdiff.nn.kernel import KernelView, SubsetKernels
+from tabdiff.nn.kernel import KernelView, SubsetKernels, local_weights
+from tabdiff.nn.mixture import MixtureView
 
-_NEIGHBOUR_SHARE = 0.25  # how far a row is excused by the errors of its neighbours
+_NEIGHBOUR_SHARE = 0.5  # how far a row is excused by the errors of its neighbours
 
 
 class Score(nn.Module):
     """Reconstruction error per view and column.
 
-    A *view* is one way to reconstruct a row: by the kernel denoiser on one scale of the numbers, or by the learned
-    denoiser, each at a few noise levels (their geometric mean). All probes are stored with the model, so the score of a row
-    depends on the row alone. Errors are deviances: squared residuals of numbers, -2 log p of masked categories, and
+    A *view* is one way to reconstruct a row: by the kernel denoiser on one scale of the numbers, by a Gaussian mixture, or by
+    the learned denoiser, each at a few noise levels (their geometric mean). All kernel views look at the same stored rows,
+    the nearest ones in the raw view. All probes are stored with the model, so the score of a row depends on the row alone. Errors are deviances: squared residuals of numbers, -2 log p of masked categories, and
     `surprise` for a cell that holds something training never showed.
 
     Args:
         denoiser: the learned denoiser.
-        kernels: kernel views by name.
+        kernels: kernel views by name; the raw one, if there are any, finds the nearest rows.
         usual_log: (M,) log error that each row stored in the raw view shows when it is left out; a row is also judged
             against what its neighbours show.
         usual_level: () noise level at which neighbours are weighed.
+        mixture: Gaussian mixture of the raw view, or None.
         subsets: kernels for contaminated tables, or None; if given they are the only view.
         times: (L,) times of the learned view, L may be 0.
         noise: (L, P, T, U) probe bank, P probes per level.
@@ -53,6 +55,7 @@ class Score(nn.Module):
         self,
         denoiser: Denoiser,
         kernels: dict[str, KernelView],
+        mixture: MixtureView | None,
         subsets: SubsetKernels | None,
         *,
         usual_log: Float[Tensor, " m"],
@@ -65,7 +68,7 @@ class Score(nn.Module):
         surprise: Float[Tensor, ""],
     ) -> None:
         super().__init__()
-        self.denoiser, self.kernels, self.subsets = denoiser, nn.ModuleDict(kernels), subsets
+        self.denoiser, self.kernels, self.mixture, self.subsets = denoiser, nn.ModuleDict(kernels), mixture, subsets
         buffers = {"usual_log": usual_log, "usual_level": usual_level, "times": times, "noise": noise, "bounds": bounds}
         buffers |= {"view_columns": view_columns, "units_to_columns": units_to_columns, "surprise": surprise}
         for name, value in buffers.items():
@@ -75,7 +78,13 @@ class Score(nn.Module):
     def views(self) -> list[str]:
         """Names of the views, in order."""
         names = [part for name in self.kernels for part in ((name, "neighbours") if name == "raw" else (name,))]
-        return names + ["subsets"] * (self.subsets is not None) + ["learned"] * (len(self.times) > 0)
+        names += ["mixture"] * (self.mixture is not None) + ["subsets"] * (self.subsets is not None)
+        return names + ["learned"] * (len(self.times) > 0)
+
+    @property
+    def fitted_views(self) -> list[str]:
+        """Views that know their training rows so well that only held-out rows show what is normal."""
+        return ["mixture", "learned"]
 
     def forward(
         self, x: Float[Tensor, "b t w"], present: Bool[Tensor, "b t u"], left_out: Tensor | None = None
@@ -83,12 +92,17 @@ class Score(nn.Module):
         """Errors of every view. `left_out` (B,) names stored rows to ignore, for calibration on the stored rows."""
         layout = self.denoiser.process.layout
         views = []
+        raw = x[..., layout.view("raw")].flatten(1)
+        nearest = self.kernels["raw"].nearest(raw, left_out) if len(self.kernels) else None  # type: ignore[operator]
         for name, kernel in self.kernels.items():
-            squared, logits = kernel(x[..., layout.view(name)].flatten(1), left_out)
+            squared, distance = kernel(x[..., layout.view(name)].flatten(1), nearest)
             views.append(_merge(squared @ self.view_columns))
             if name == "raw":
-                usual = torch.softmax(logits / self.usual_level**2, dim=-1) @ self.usual_log
+                weight = local_weights(distance, self.usual_level[None])[:, 0]
+                usual = (weight * self.usual_log[nearest]).sum(-1)
                 views.append(views[-1] * torch.exp(-_NEIGHBOUR_SHARE * usual)[:, None])
+        if self.mixture is not None:
+            views.append(_merge(self.mixture(raw) @ self.view_columns))
         if self.subsets is not None:
             views.append(_merge(self.subsets(x[..., layout.view("asinh")].flatten(1)) @ self.view_columns))
         errors = [view[:, None] for view in views]

@@ -13,6 +13,7 @@ from tabdiff.errors import RuntimeUnavailable
 from tabdiff.layout import Layout
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.kernel import KernelView, SubsetKernels
+from tabdiff.nn.mixture import MixtureView
 from tabdiff.nn.process import MixedProcess
 from tabdiff.nn.programs import Score, Step
 
@@ -60,13 +61,17 @@ def build_programs(bundle: Bundle) -> tuple[Score, Step]:
     tensors = {name.removeprefix("score."): torch.as_tensor(value) for name, value in bundle.tensors.items()}
     denoiser = build_denoiser(bundle.codec.layout, bundle.model, bundle.tensors)
     kernels = {
-        view: KernelView(*(tensors[f"kernels.{view}.{name}"] for name in ("rows", "transform", "inverse", "levels")))
+        view: KernelView(
+            *(tensors[f"kernels.{view}.{name}"] for name in ("rows", "transform", "inverse", "levels", "penalty"))
+        )
         for view in bundle.codec.layout.views
         if f"kernels.{view}.rows" in tensors
     }
+    parts = ("means", "axes", "variance", "log_share", "levels")
+    mixture = MixtureView(*(tensors[f"mixture.{name}"] for name in parts)) if "mixture.means" in tensors else None
     subsets = SubsetKernels(tensors["subsets.rows"], tensors["subsets.levels"]) if "subsets.rows" in tensors else None
     names = ("usual_log", "usual_level", "times", "noise", "bounds", "view_columns", "units_to_columns", "surprise")
-    score = Score(denoiser, kernels, subsets, **{name: tensors[name] for name in names})
+    score = Score(denoiser, kernels, mixture, subsets, **{name: tensors[name] for name in names})
     score.load_state_dict(tensors)
     return score.eval(), Step(denoiser).eval()
 
