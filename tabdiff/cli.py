@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tabdiff.commands import about, tables
+from tabdiff.commands import about, feedback, tables
 from tabdiff.commands.common import reported
 
 _HELP = """One diffusion model of a table: anomaly scores with reasons, and synthetic rows.
@@ -53,6 +53,7 @@ for _command in (
     tables.score,
     tables.sample,
     tables.impute,
+    feedback.feedback,
     about.show,
     about.config,
     about.doctor,
