@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int
 
 from tabdiff.bundle import Bundle
 from tabdiff.codec import Codec, Encoded, trim_outermost
+from tabdiff.columns import Kind
 from tabdiff.config import FitConfig
 from tabdiff.errors import TABLE, ConfigError, Problem, SchemaError
 from tabdiff.files import fingerprint
+from tabdiff.flags import Rule
 from tabdiff.layout import Layout
 from tabdiff.model import Model
 from tabdiff.nn.assemble import build_denoiser, build_score
-from tabdiff.nn.calibrate import calibrate
+from tabdiff.nn.calibrate import Part, calibrate, training_of_a_turn, turns
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.programs import Step
 from tabdiff.nn.runtime import TorchRuntime, resolve_device
@@ -29,6 +31,7 @@ from tabdiff.schema import Role, Schema
 
 MINIMUM_ROWS = 10
 _MAXIMUM_HELD_OUT = 10_000
+_MICROSECONDS_A_DAY = 86_400_000_000
 
 
 def fit(
@@ -90,33 +93,20 @@ def _fit(
         raise SchemaError(
             [Problem(TABLE, f"fitting needs at least {MINIMUM_ROWS} rows", f"{conformed.height} rows", cure)]
         )
+    rows_per_day = _rows_per_day(conformed, schema)
+    # A rule that cannot work is better known of before a long fit than after it.
+    Rule.choose(config.score, measured=rows_per_day)
     data = fingerprint(conformed)
-    train_rows, held_out_rows = _split(conformed, config)
-    codec = Codec.fit(train_rows, schema, config.data)
-    if config.data.trim:
-        train_rows = trim_outermost(train_rows, codec, config.data.trim)
-        codec = Codec.fit(train_rows, schema, config.data)
-    encoded, held_out = codec.encode(train_rows), codec.encode(held_out_rows)
+    train_places, held_out_places = _split(conformed.height, config)
+    part, last = _learn(conformed, schema, train_places, held_out_places, config, checkpoint, on_event, data)
+    parts = [part, *_turns(conformed, schema, train_places, held_out_places, config)]
+    calibration = calibrate(parts, config, device)
 
-    torch.manual_seed(config.train.seed)  # initial weights and dropout
-    denoiser = build_denoiser(codec.layout, encoded, config).to(device)
-    last = None
-    for event in train(
-        denoiser,
-        *_windows(encoded, codec.layout),
-        *_windows(held_out, codec.layout),
-        config.train,
-        checkpoint=checkpoint,
-        identity=f"{data} {config.model_dump_json(include={'data', 'process', 'network'})}",
-    ):
-        last = event
-        if on_event is not None:
-            on_event(event)
-
-    stored, score = build_score(denoiser.cpu().eval(), codec, encoded, held_out, config)
+    denoiser, codec = part.denoiser, part.codec
+    _, score = build_score(denoiser.cpu().eval(), codec, part.encoded, part.held_out, config)
     runtime = TorchRuntime(score, Step(denoiser), config.train.device)
-    calibration = calibrate(score, runtime.device, encoded, held_out, stored)
-    report = _report(last, denoiser, train_rows.height, held_out_rows.height)
+    report = _report(last, denoiser, len(part.encoded.x), len(part.held_out.x), len(calibration.normal))
+    report["rows_per_day"] = rows_per_day
     bundle = Bundle(
         config,
         schema,
@@ -150,11 +140,64 @@ def _without_known_anomalies(frame: pl.DataFrame, schema: Schema) -> pl.DataFram
     return frame
 
 
-def _split(frame: pl.DataFrame, config: FitConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Random training and held-out rows; a function of the seed."""
-    order = np.random.default_rng(config.train.seed).permutation(frame.height)
-    held_out = int(np.clip(round(config.data.holdout * frame.height), 2, _MAXIMUM_HELD_OUT))
-    return frame[np.sort(order[held_out:])], frame[np.sort(order[:held_out])]
+def _learn(
+    frame: pl.DataFrame,
+    schema: Schema,
+    train_places: Int[np.ndarray, " n"],
+    held_out_places: Int[np.ndarray, " m"],
+    config: FitConfig,
+    checkpoint: Path | None = None,
+    on_event: Callable[[TrainEvent], None] | None = None,
+    data: str = "",
+) -> tuple[Part, TrainEvent | None]:
+    """Codec and network of some rows; others stop the training."""
+    train_rows, held_out_rows = frame[train_places], frame[held_out_places]
+    codec = Codec.fit(train_rows, schema, config.data)
+    if config.data.trim:
+        train_rows = trim_outermost(train_rows, codec, config.data.trim)
+        codec = Codec.fit(train_rows, schema, config.data)
+    encoded, held_out = codec.encode(train_rows), codec.encode(held_out_rows)
+
+    torch.manual_seed(config.train.seed)  # initial weights and dropout
+    denoiser = build_denoiser(codec.layout, encoded, config).to(resolve_device(config.train.device))
+    last = None
+    for event in train(
+        denoiser,
+        *_windows(encoded, codec.layout),
+        *_windows(held_out, codec.layout),
+        config.train,
+        checkpoint=checkpoint,
+        identity=f"{data} {config.model_dump_json(include={'data', 'process', 'network'})}",
+    ):
+        last = event
+        if on_event is not None:
+            on_event(event)
+    return Part(denoiser, codec, encoded, held_out), last
+
+
+def _turns(
+    frame: pl.DataFrame,
+    schema: Schema,
+    train_places: Int[np.ndarray, " n"],
+    held_out_places: Int[np.ndarray, " m"],
+    config: FitConfig,
+) -> Iterator[Part]:
+    """Hold out the training rows too, a part at a time, each time with a short training."""
+    count = turns(frame.height, config)
+    if count == 1:
+        return
+    short = config.model_copy(update={"train": training_of_a_turn(config.train, count)})
+    order = np.random.default_rng(config.train.seed).permutation(train_places)
+    for held_out in np.array_split(order, count - 1):
+        rest = np.setdiff1d(np.concatenate([train_places, held_out_places]), held_out)
+        yield _learn(frame, schema, rest, np.sort(held_out), short)[0]
+
+
+def _split(rows: int, config: FitConfig) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
+    """Places of random training and held-out rows; a function of the seed."""
+    order = np.random.default_rng(config.train.seed).permutation(rows)
+    held_out = int(np.clip(round(config.data.holdout * rows), 2, _MAXIMUM_HELD_OUT))
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
 def _windows(encoded: Encoded, layout: Layout) -> tuple[Float32[torch.Tensor, "n 1 w"], Bool[torch.Tensor, "n 1 u"]]:
@@ -162,11 +205,23 @@ def _windows(encoded: Encoded, layout: Layout) -> tuple[Float32[torch.Tensor, "n
     return x, torch.from_numpy(encoded.present[:, None, :])
 
 
-def _report(last: TrainEvent | None, denoiser: Denoiser, rows: int, held_out: int) -> dict[str, Any]:
+def _rows_per_day(frame: pl.DataFrame, schema: Schema) -> float | None:
+    """How many rows a day the column of times shows: the one with that role, or the only one with dates; else None."""
+    marked = [column for column in schema.columns if column.role is Role.TIME]
+    dated = marked or [column for column in schema.columns if column.kind is Kind.DATETIME and not column.empty]
+    if len(dated) != 1 or dated[0].name not in frame.columns or not frame[dated[0].name].dtype.is_temporal():
+        return None
+    times = frame[dated[0].name].drop_nulls().cast(pl.Datetime("us")).cast(pl.Int64).to_numpy()
+    days = float(np.ptp(times)) / _MICROSECONDS_A_DAY if len(times) > 1 else 0.0
+    return (len(times) - 1) / days if days else None
+
+
+def _report(last: TrainEvent | None, denoiser: Denoiser, rows: int, held_out: int, calibration: int) -> dict[str, Any]:
     assert last is not None  # training always ends with an event
     return {
         "train_rows": rows,
         "held_out_rows": held_out,
+        "calibration_rows": calibration,
         "planned_steps": last.steps,
         "steps": last.step,
         "finished": last.finished,

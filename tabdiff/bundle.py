@@ -33,7 +33,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from tabdiff.codec import Codec
-from tabdiff.config import FitConfig
+from tabdiff.config import FitConfig, ScoreConfig
 from tabdiff.errors import BundleError, TabdiffError
 from tabdiff.files import atomic_folder
 from tabdiff.schema import Schema
@@ -149,7 +149,8 @@ class Bundle:
         report, score = self.model["report"], self.config.score
         rows = "\n".join(f"| {_cell(column.name)} | {column.kind} | {column.role} |" for column in self.schema.columns)
         kernels = [tensor for name, tensor in self.tensors.items() if name.endswith((".raw.rows", "subsets.rows"))]
-        memory = sum(tensor.size // tensor.shape[-1] for tensor in kernels)
+        judged = len((self.calibration.get("feedback") or {"reach": []})["reach"])
+        memory = sum(tensor.size // tensor.shape[-1] for tensor in kernels) + judged
         privacy = (
             f"**This folder contains {memory} standardised training rows** (the kernel denoiser compares rows with them). "
             "Fit with `score.kernel_rows=0` for a model that carries none."
@@ -170,7 +171,9 @@ columns carry the score and what they should have been, and draws synthetic rows
 | seconds of fitting | {report["seconds"]:.1f} |
 | network | {self.model["width"]} wide, {self.model["blocks"]} blocks, {report["parameters"]:,} parameters |
 | process | {self.config.process.kind}, sigma {self.model["sigma_min"]:.3g} to {self.model["sigma_max"]:.3g} |
-| default flags | false-discovery rate {score.fdr} |
+| calibrated on | {report.get("calibration_rows", report["held_out_rows"])} rows that took no part in their score |
+| default flags | {_rule(score, report)} |
+| judged rows (feedback) | {judged} |
 | seed | {self.config.train.seed} |
 | data fingerprint | `{self.fingerprint}` |
 
@@ -185,6 +188,15 @@ here is differential privacy.
 |---|---|---|
 {rows}
 """
+
+
+def _rule(score: ScoreConfig, report: dict[str, Any]) -> str:
+    """The rule for flags in a few words."""
+    ((name, value),) = score.rule.items()
+    if name != "alerts_per_day":
+        return f"{'false-discovery rate' if name == 'fdr' else name} {value:g}"
+    rows = score.rows_per_day or report.get("rows_per_day")
+    return f"{value:g} alerts a day among {rows:,.6g} normal rows" if rows else f"{value:g} alerts a day"
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -3,19 +3,17 @@
 A row's error in a view is standardised on the log scale by what normal rows show: z = 0 is a typical normal row, z = 1
 about the worst in fifty. The score adds up the squares of the positive z, so that one view that is sure is enough and two
 that agree count for more. Its columns' contributions add up to it, and its p-value is the share of held-out normal rows
-that score at least as high (split conformal, Vovk et al. 2005).
+that score at least as high: conformal (Vovk et al. 2005) for one split, cross-conformal (Vovk 2015) for several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
-
-from tabdiff.errors import ConfigError
+from jaxtyping import Float, Float64
 
 _FLOOR = 1e-9  # keeps exact copies of training rows finite
 _TAIL = 0.95  # the worst rows from this quantile on say how far normal rows reach
@@ -84,43 +82,4 @@ class Calibration:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Calibration:
         """Rebuild from `to_json`."""
-        return cls(**{name: tuple(value) for name, value in values.items()})
-
-
-def check_rule(fdr: float | None, contamination: float | None) -> None:
-    """Exactly one rule, and a share inside (0, 1); ConfigError otherwise."""
-    chosen = {name: value for name, value in (("fdr", fdr), ("contamination", contamination)) if value is not None}
-    if len(chosen) != 1:
-        raise ConfigError(f"choose exactly one rule for flags, fdr or contamination; got {chosen or 'none'}.")
-    for name, value in chosen.items():
-        if not 0 < value < 1:
-            raise ConfigError(f"{name} is a share inside (0, 1); got {value}. Example: {name}=0.05")
-
-
-def flag(
-    scores: Float64[np.ndarray, " n"],
-    p_values: Float64[np.ndarray, " n"],
-    *,
-    fdr: float | None = None,
-    contamination: float | None = None,
-) -> Bool[np.ndarray, " n"]:
-    """Which rows to call anomalies.
-
-    Args:
-        fdr: Benjamini & Hochberg (1995): among the flagged rows at most this share is expected to be normal.
-        contamination: flag this share of the rows, highest scores first.
-
-    Raises:
-        ConfigError: not exactly one rule is given, or its value is not inside (0, 1).
-    """
-    check_rule(fdr, contamination)
-    count = len(scores)
-    if contamination is not None:
-        flagged = np.zeros(count, dtype=bool)
-        flagged[np.argsort(-scores, kind="stable")[: round(contamination * count)]] = True
-        return flagged
-    assert fdr is not None
-    order = np.argsort(p_values, kind="stable")
-    passes = np.flatnonzero(p_values[order] <= fdr * np.arange(1, count + 1) / count)
-    limit = p_values[order[passes[-1]]] if len(passes) else -1.0
-    return np.asarray(p_values <= limit)
+        return cls(**{field.name: tuple(values[field.name]) for field in fields(cls)})

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tabdiff.commands import about, explain, flows, tables, workspace
+from tabdiff.commands import about, explain, feedback, flows, tables, workspace
 from tabdiff.commands.common import reported
 
 _HELP = """One diffusion model of a table: anomaly scores with reasons, and synthetic rows.
@@ -54,6 +54,7 @@ for _command in (
     explain.explain,
     tables.sample,
     tables.impute,
+    feedback.feedback,
     about.show,
     about.config,
     about.doctor,

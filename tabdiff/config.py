@@ -8,10 +8,10 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tabdiff.errors import ConfigError
 
@@ -98,7 +98,47 @@ class ScoreConfig(_Options):
         False,
         description="the training table contains anomalies; score by many small subsets of its better half",
     )
-    fdr: float = Field(0.05, gt=0, lt=1, description="false-discovery rate of the flags")
+    turns: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="parts of the table held out in turn for calibration, each with a short training; 7 below 1,000 rows "
+        "if not given, else 1",
+    )
+    fdr: float | None = Field(
+        0.05, gt=0, lt=1, description="flag so that about this share of flags is false; the rule if no other is given"
+    )
+    contamination: float | None = Field(None, gt=0, lt=1, description="or flag this share of the rows of a table")
+    alerts_per_day: float | None = Field(
+        None, gt=0, description="or flag above the score that normal rows pass so often a day"
+    )
+    rows_per_day: float | None = Field(
+        None, gt=0, description="rows scored a day, for alerts; from the times of the training table if not given"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _another_rule_replaces_the_default(cls, values: Any) -> Any:
+        others = ("contamination", "alerts_per_day")
+        if isinstance(values, dict) and "fdr" not in values and any(values.get(name) is not None for name in others):
+            return {**values, "fdr": None}
+        return values
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if len(self.rule) != 1:
+            raise ValueError(
+                f"exactly one of fdr, contamination and alerts_per_day sets the flags; got {self.rule or 'none'}"
+            )
+        if self.rows_per_day is not None and self.alerts_per_day is None:
+            raise ValueError("rows_per_day goes with alerts_per_day")
+        return self
+
+    @property
+    def rule(self) -> dict[str, float]:
+        """The one rule that is set, and its value."""
+        rules = {"fdr": self.fdr, "contamination": self.contamination, "alerts_per_day": self.alerts_per_day}
+        return {name: value for name, value in rules.items() if value is not None}
 
 
 class FitConfig(_Options):

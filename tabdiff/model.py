@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import polars as pl
 
 from tabdiff.beliefs import Believer, expected_values
 from tabdiff.bundle import Bundle
-from tabdiff.calibration import Calibration, check_rule, flag
+from tabdiff.calibration import Calibration
 from tabdiff.codec import Codec, Encoded
 from tabdiff.conditions import complete, condition_on
 from tabdiff.config import SampleConfig
 from tabdiff.errors import ConfigError
 from tabdiff.explanation import Explainer, Explanation
+from tabdiff.feedback import Feedback, Memory, next_table, read_verdicts
+from tabdiff.flags import Rule
 from tabdiff.runtime import Runtime
 from tabdiff.sampling import Condition, NoiseSchedule, draw
 from tabdiff.schema import Schema, to_polars
@@ -32,6 +35,8 @@ class Model:
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
         self.bundle, self.runtime = bundle, runtime
         self.calibration = Calibration.from_json(bundle.calibration)
+        view = len(bundle.codec.layout.view_columns)
+        self.feedback = Feedback.from_json(bundle.calibration.get("feedback"), view)
 
     @property
     def schema(self) -> Schema:
@@ -51,30 +56,108 @@ class Model:
         """
         self.bundle.write(Path(path))
 
-    def score(self, frame: Any, *, fdr: float | None = None, contamination: float | None = None) -> Scores:
+    def rule(
+        self,
+        *,
+        fdr: float | None = None,
+        contamination: float | None = None,
+        alerts_per_day: float | None = None,
+        rows_per_day: float | None = None,
+    ) -> Rule:
+        """The rule for flags that `score` applies with the same arguments; without any, the one stored with the model.
+
+        Raises:
+            ConfigError: as for `score`.
+        """
+        return Rule.choose(
+            self.bundle.config.score,
+            fdr=fdr,
+            contamination=contamination,
+            alerts_per_day=alerts_per_day,
+            rows_per_day=rows_per_day,
+            measured=self.bundle.model["report"].get("rows_per_day"),
+        )
+
+    def score(
+        self,
+        frame: Any,
+        *,
+        fdr: float | None = None,
+        contamination: float | None = None,
+        alerts_per_day: float | None = None,
+        rows_per_day: float | None = None,
+    ) -> Scores:
         """Score every row of a table with the training table's columns.
 
-        The score and p-value of a row depend on the row alone; the flag also on the rule. Give `fdr` or `contamination`
-        or neither, which means the false-discovery rate stored with the model.
+        The score and p-value of a row depend on the row alone; the flag also on the rule. Give one of the rules or none, which
+        means that stored with the model.
+
+        Args:
+            frame: the rows.
+            fdr: flag so that about this share of the flags is false (Benjamini & Hochberg), among the rows of `frame`.
+            contamination: flag this share of the rows of `frame`.
+            alerts_per_day: flag above the score that normal rows pass so often a day, whatever else is in `frame`.
+            rows_per_day: rows scored a day, for alerts; if not given, as stored with the model or as in the training table.
 
         Raises:
             SchemaError: a column is missing or holds what the schema does not allow. Lists every problem.
-            ConfigError: both rules are given, or a value is outside (0, 1).
+            ConfigError: more than one rule is given, a value is out of range, or calibration had too few rows for so few alerts.
         """
-        if fdr is None and contamination is None:
-            fdr = self.bundle.config.score.fdr
-        check_rule(fdr, contamination)
+        rule = self.rule(fdr=fdr, contamination=contamination, alerts_per_day=alerts_per_day, rows_per_day=rows_per_day)
         conformed = self.schema.conform(frame)
         encoded = self.codec.encode(conformed)
         score, p_value, contributions = self._judge(encoded)
-        flagged = flag(score, p_value, fdr=fdr, contamination=contamination)
+        flagged = rule.flag(score, p_value, np.asarray(self.calibration.normal))
         expected = expected_values(self.runtime, self.codec, encoded, np.flatnonzero(flagged), contributions)
         return Scores(self.codec.columns, score, p_value, flagged, contributions, expected, self.runtime.provider)
 
     def _judge(self, encoded: Encoded) -> tuple[Any, Any, Any]:
-        """Score (N,), p-value (N,) and contributions (N, C) of encoded rows."""
+        """Score (N,), p-value (N,) and contributions (N, C) of encoded rows, as feedback has changed them."""
         score, contributions = self.calibration.combine(errors_of(self.runtime, encoded))
-        return score, self.calibration.p_value(score), contributions
+        promised = score
+        if len(self.feedback):
+            excused, raised = self.feedback.factors(encoded.x, Memory.of(self.codec, self.bundle.tensors))
+            positive = score > 0
+            promised = np.where(positive, score * excused, score)
+            factor = np.where(positive, excused * raised, 1.0)
+            score, contributions = score * factor, contributions * factor[:, None]
+        return score, self.calibration.p_value(promised), contributions
+
+    def with_feedback(self, frame: Any, verdicts: Iterable[Any]) -> Model:
+        """The same model, told of rows that turned out to be false alarms or confirmed anomalies.
+
+        Rows like a false alarm score lower, rows like a confirmed anomaly higher, and no others change: `tabdiff.feedback` has
+        the rule. Judged rows are stored with the model. This one is not changed; `save` the result.
+
+        Args:
+            frame: rows that were judged, with the training table's columns.
+            verdicts: for each row "confirmed" or True, "false alarm" or False, None if it was not judged.
+
+        Raises:
+            SchemaError: as for `score`.
+            ConfigError: a verdict is none of these or missing, or the model keeps no rows to compare with.
+        """
+        conformed = self.schema.conform(frame)
+        judged, confirmed = read_verdicts(verdicts, conformed.height)
+        memory = Memory.of(self.codec, self.bundle.tensors)
+        feedback = self.feedback
+        if judged.any():
+            encoded = self.codec.encode(conformed.filter(pl.Series(judged)))
+            feedback = feedback.judged(encoded.x, confirmed[judged], memory)
+        stored = {**self.bundle.calibration, "feedback": feedback.to_json()}
+        return Model(replace(self.bundle, calibration=stored), self.runtime)
+
+    def next_table(self, frame: Any, reviewed: Any, verdicts: Iterable[Any]) -> pl.DataFrame:
+        """The table for the next fit: without confirmed anomalies, and with the false alarms that it lacks.
+
+        Args:
+            frame: the training table.
+            reviewed, verdicts: as for `with_feedback`. Rows are the same if they are in all modelled columns.
+
+        Raises:
+            SchemaError, ConfigError: as for `with_feedback`.
+        """
+        return next_table(frame, reviewed, verdicts, self.schema)
 
     def explain(
         self,

@@ -183,7 +183,7 @@ def describe_scores(model: Model, scores: Scores, rule: str, out: Path) -> Outco
     ]
     if not flagged and rule.startswith("false"):
         shown.append(
-            f"Nothing is flagged. Calibrated on {count(normal, 'held-out row')}, no p-value is below "
+            f"Nothing is flagged. Calibrated on {count(normal, 'row')}, no p-value is below "
             f"{smallest:.2g}, which may be too much for few anomalies among many. The order of the scores "
             "does not suffer from that: --contamination 0.01 flags the highest 1 %."
         )
@@ -234,7 +234,7 @@ def describe_model(bundle: Bundle, path: Path) -> Outcome:
     listed = table("column", "kind", "role", "in training")
     for column in bundle.schema.columns:
         listed.add_row(column.name, column.kind.value, column.role.value, _describe_values(column))
-    shown = [made, listed, _how_it_went(report), *_what_is_normal(calibration), f"Model card: {card}"]
+    shown = [made, listed, _how_it_went(report), *_what_is_normal(bundle), f"Model card: {card}"]
     return Outcome(values, shown)
 
 
@@ -246,15 +246,26 @@ def _how_it_went(report: dict[str, Any]) -> str:
     )
 
 
-def _what_is_normal(calibration: dict[str, Any]) -> list[Any]:
+def _what_is_normal(bundle: Bundle) -> list[Any]:
     import numpy as np
 
+    from tabdiff.errors import ConfigError
+    from tabdiff.flags import Rule
+
+    calibration, judged = bundle.calibration, bundle.calibration.get("feedback") or {"confirmed": []}
+    try:
+        rule = Rule.choose(bundle.config.score, measured=bundle.model["report"].get("rows_per_day")).label
+    except ConfigError as error:
+        rule = str(error)
+    confirmed, all_judged = sum(judged["confirmed"]), len(judged["confirmed"])
     normal = np.asarray(calibration["normal"])
     middle, high, highest = np.quantile(normal, [0.5, 0.95, 1.0])
     return [
         f"Views that the score is made of: {', '.join(calibration['views'])}.",
-        f"{count(len(normal), 'held-out row')} score {middle:.2f} in the median, {high:.2f} at 95 %, "
-        f"{highest:.2f} at most.",
+        f"{count(len(normal), 'calibration row')} score {middle:.2f} in the median, {high:.2f} at 95 %, "
+        f"{highest:.2f} at most. No p-value is below {1 / (len(normal) + 1):.2g}.",
+        f"Flags, if nothing else is asked for: {rule}.",
+        *([f"Feedback: {all_judged - confirmed} false alarms, {confirmed} confirmed."] if all_judged else []),
     ]
 
 

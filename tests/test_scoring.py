@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from scipy import stats
-from sklearn.feature_selection import SelectFdr
 
-from tabdiff.calibration import Calibration, flag
-from tabdiff.errors import ConfigError
+from tabdiff.calibration import Calibration
 
 rng = np.random.default_rng(0)
 
@@ -60,22 +57,3 @@ def test_combining_does_not_depend_on_company():
     together, _ = calibration.combine(batch)
     alone = np.concatenate([calibration.combine(batch[i : i + 1])[0] for i in range(100)])
     np.testing.assert_array_equal(together, alone)
-
-
-def test_fdr_flags_are_benjamini_hochberg():
-    p = np.concatenate([rng.random(200), rng.random(20) * 1e-3])
-    ours = flag(-p, p, fdr=0.1)
-    theirs = SelectFdr(lambda x, y: (-p, p), alpha=0.1).fit(np.zeros((2, len(p))), [0, 1]).get_support()
-    np.testing.assert_array_equal(ours, theirs)
-
-
-def test_contamination_flags_exactly_that_share_even_with_ties():
-    assert flag(np.zeros(200), np.ones(200), contamination=0.05).sum() == 10
-    scores = rng.random(200)
-    assert set(np.flatnonzero(flag(scores, scores, contamination=0.1))) == set(np.argsort(-scores)[:20])
-
-
-@pytest.mark.parametrize("rules", [{}, {"fdr": 0.1, "contamination": 0.1}, {"fdr": 0.0}, {"contamination": 1.0}])
-def test_flag_rules_are_checked(rules):
-    with pytest.raises(ConfigError):
-        flag(np.zeros(3), np.ones(3), **rules)

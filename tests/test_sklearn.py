@@ -128,7 +128,7 @@ def test_probabilities_are_conformal():
     normal, odd = fitted.predict_proba(blob(400, seed=1)), fitted.predict_proba(np.array([[0.0, 0.0, 50.0]]))
     np.testing.assert_allclose(normal.sum(axis=1), 1)
     assert 0.35 < normal[:, 1].mean() < 0.65
-    assert odd[0, 1] == 1 - 1 / (fitted.model_.bundle.model["report"]["held_out_rows"] + 1)
+    assert odd[0, 1] == 1 - 1 / (fitted.model_.bundle.model["report"]["calibration_rows"] + 1)
     order = np.argsort(fitted.decision_function(blob(400, seed=1)))
     assert (np.diff(normal[order, 1]) >= 0).all()
 

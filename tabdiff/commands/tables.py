@@ -72,19 +72,30 @@ def score(
     out: OutOption,
     fdr: Annotated[float | None, typer.Option("--fdr", help="Flag so that about this share of flags is false.")] = None,
     contamination: Annotated[float | None, typer.Option("--contamination", help="Flag this share of the rows.")] = None,
+    alerts_per_day: Annotated[
+        float | None,
+        typer.Option("--alerts-per-day", help="Flag above the score that normal rows pass so often a day."),
+    ] = None,
+    rows_per_day: Annotated[
+        float | None,
+        typer.Option("--rows-per-day", help="Rows scored a day; if not given, as in the training table."),
+    ] = None,
     query: QueryOption = None,
     as_json: JsonOption = False,
 ) -> Outcome:
     """Score every row: how abnormal, which columns say so, what they should have been."""
-    if fdr is not None and contamination is not None:
-        raise ConfigError("one rule sets the flags; got --fdr and --contamination. Leave one of them out.")
+    options = {"--fdr": fdr, "--contamination": contamination, "--alerts-per-day": alerts_per_day}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"one rule sets the flags; got {' and '.join(given)}. Leave all but one out.")
     files().check_table_file(out)
-    model, frame = load_model(model_dir), read_table(data, query)
-    scores = model.score(frame, fdr=fdr, contamination=contamination)
+    model = load_model(model_dir)
+    asked = {"fdr": fdr, "contamination": contamination, "alerts_per_day": alerts_per_day, "rows_per_day": rows_per_day}
+    rule = model.rule(**asked)  # a rule that does not work is told of before the table is read
+    frame = read_table(data, query)
+    scores = model.score(frame, **asked)
     files().write(_joinable(scores.to_frame(), model, frame), out)
-    fdr = None if contamination else fdr or model.bundle.config.score.fdr
-    rule = f"false-discovery rate {fdr}" if fdr else f"contamination {contamination}"
-    return describe_scores(model, scores, rule, out)
+    return describe_scores(model, scores, rule.label, out)
 
 
 def sample(
