@@ -1,6 +1,6 @@
 """What users say of scored rows: false alarm, or confirmed anomaly.
 
-A row f that was judged has a *reach*: its squared distance to the nearest stored training row, in the metric of the asinh
+A row f that was judged has a *reach*: its squared distance to the nearest stored training row, in the metric of the raw
 view. For a row x at squared distance d from f, and e from the stored rows, likeness is `max(0, 1 - d / (2 min(reach, e)))²`:
 1 at f itself, and 0 from where x lies at a right angle to f, seen from the normal rows, or farther. So whatever is abnormal in
 another direction stays as it was, however many rows were judged.
@@ -23,7 +23,7 @@ from tabdiff.codec import Codec
 from tabdiff.errors import ConfigError
 from tabdiff.schema import Schema, to_polars
 
-_VIEW = "asinh"
+_VIEW = "raw"
 _CONFIRMED = {"confirmed", "anomaly", "true", "1"}
 _FALSE_ALARM = {"false alarm", "false_alarm", "normal", "false", "0"}
 _NOT_JUDGED = {"", "none", "open", "unreviewed"}
