@@ -17,7 +17,7 @@ from tabdiff.config import SampleConfig
 from tabdiff.errors import ConfigError
 from tabdiff.explanation import expected_values
 from tabdiff.runtime import Runtime
-from tabdiff.sampling import Condition, NoiseSchedule, draw
+from tabdiff.sampling import BLOCK_ROWS, Condition, NoiseSchedule, draw
 from tabdiff.schema import Schema
 from tabdiff.scoring import Scores, errors_of
 
@@ -147,8 +147,15 @@ class Model:
         model, tensors = self.bundle.model, self.bundle.tensors
         root = tensors["score.denoiser.process.basis"] * tensors["score.denoiser.process.scale"]
         schedule = NoiseSchedule(model["sigma_min"], model["sigma_max"], model["rho"], root)
-        for x in draw(self.runtime, self.codec.layout, schedule, condition, config or SampleConfig(), seed):  # type: ignore[call-arg]
-            yield np.clip(x[:, 0], *self.codec.bounds)  # no value beyond what training showed
+        layout, config = self.codec.layout, config or SampleConfig()  # type: ignore[call-arg]
+        for block, windows in enumerate(draw(self.runtime, layout, schedule, condition, config, seed)):
+            x = windows[:, 0]
+            if layout.detail_units:
+                rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block, 1)))
+                uniform = rng.random((BLOCK_ROWS, len(layout.units)), dtype=np.float32)[: len(x)]
+                given = condition.given[block * BLOCK_ROWS :][: len(x), 0][:, layout.unit_of_slot]
+                x = np.where(given, x, self.codec.draw_details(x, uniform))
+            yield np.clip(x, *self.codec.bounds)  # no value beyond what training showed
 
 
 def _middle(draws: list[pl.Series]) -> pl.Series:

@@ -170,14 +170,16 @@ class Step(nn.Module):
         process = self.denoiser.process
         x0 = self.denoiser(x, t, given)
         blocks = process.blocks
-        possible = x0 * allowed
-        share = possible[..., blocks.slots] / blocks.total(possible)[..., blocks.unit_of_slot].clamp_min(1e-12)
-        x0[..., blocks.slots] = share
-        target = x0.clone()
-        numbers = x0[..., process.number_slots]
-        target[..., process.number_slots] = numbers + extrapolate[:, None, None] * (
-            numbers - previous[..., process.number_slots]
-        )
+        possible = x0 * (allowed * blocks.member)
+        share = possible / (blocks.spread(blocks.total(possible)) + (1 - blocks.member)).clamp_min(1e-12)
+        x0 = process.details.expect(x0 * (1 - blocks.member) + share)
+        target = x0
+        if len(process.number_slots):
+            target = x0.clone()
+            numbers = x0[..., process.number_slots]
+            target[..., process.number_slots] = numbers + extrapolate[:, None, None] * (
+                numbers - previous[..., process.number_slots]
+            )
         x_s = process.step(x, target, t, s, noise, reveal, churn)
-        known = given[..., process.unit_of_slot]
-        return torch.where(known, x, x_s), x0
+        known = (given.to(x.dtype) @ process.unit_slots) > 0
+        return torch.where(known, x, x_s), torch.where(known, x, x0)

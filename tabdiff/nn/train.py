@@ -88,11 +88,13 @@ def train(
     Raises:
         TrainingError: the loss is not finite, or the checkpoint is of another fit.
     """
-    state = _State.create(denoiser, config, planned_steps(denoiser, config, len(x)), identity)
+    steps = planned_steps(denoiser, config, len(x))
+    denoiser.unfold()
+    state = _State.create(denoiser, config, steps, identity)
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint)
         if state.finished:
-            denoiser.load_state_dict(state.best_weights)
+            state.finish()
             yield state.event(loss=math.nan, held_out=state.best, rate=0.0)
             return
     device = denoiser.mean.device
@@ -121,7 +123,7 @@ def train(
             state.save(checkpoint)
         rate = counted * config.batch_size / max(now - since, 1e-9)
         if finished:
-            denoiser.load_state_dict(state.best_weights)
+            state.finish()
         yield state.event(loss, current, rate)
         total, counted, since = torch.zeros((), device=device), 0, time.monotonic()
 
@@ -155,8 +157,7 @@ class _State:
 
     @classmethod
     def create(cls, denoiser: Denoiser, config: TrainConfig, steps: int, identity: str) -> _State:
-        layout = denoiser.process.layout
-        uncertainty = Uncertainty(denoiser.mean.numel() + len(layout.category_units)).to(denoiser.mean.device)
+        uncertainty = Uncertainty(max(1, denoiser.mean.numel())).to(denoiser.mean.device)
         parameters = [*denoiser.parameters(), *uncertainty.parameters()]
         optimizer = torch.optim.AdamW(
             parameters,
@@ -193,16 +194,16 @@ class _State:
         config, device = self.config, x.device
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
         rows = torch.randint(len(x), (config.batch_size,), generator=generator).to(device)
-        batch = fill_gated(x[rows], self.denoiser.process.layout, generator)
+        layout = self.denoiser.process.layout
+        batch = fill_gated(x[rows], layout, generator)
         # One stratified draw of levels per batch: less variance than independent ones (Kingma et al. 2021, appendix I.1).
         offset = torch.rand((), generator=generator)
         t = ((torch.arange(config.batch_size) + offset) / config.batch_size).clamp_min(1e-4).to(device)
-        noise = decouple_categories(
-            draw_noise(self.denoiser.process.layout, (config.batch_size, x.shape[1]), generator),
-            self.denoiser.process.layout,
-            generator,
-        ).to(device)
-        given = draw_given(self.denoiser.process.layout, present[rows], config.condition_share, generator)
+        noise = draw_noise(layout, (config.batch_size, x.shape[1]), generator).to(device)
+        given = None
+        if layout.number_units:  # a category that is given looks like one that is not masked yet
+            noise = decouple_categories(noise.cpu(), layout, generator).to(device)
+            given = draw_given(layout, present[rows], config.condition_share, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.denoiser.train()
@@ -236,6 +237,11 @@ class _State:
         elif out_of_time:
             self.finished = "time"
         return self.finished is not None
+
+    def finish(self) -> None:
+        """Leave the best averaged weights in the denoiser, as plain ones."""
+        self.denoiser.load_state_dict(self.best_weights)
+        self.denoiser.fold()
 
     def save(self, folder: Path) -> None:
         """Replace the checkpoint folder at once."""
@@ -315,7 +321,7 @@ def _held_out_loss(x: Tensor, present: Tensor, state: _State, config: TrainConfi
     order = torch.randperm(len(x), generator=generator)
     t = ((order + 0.5) / len(x)).to(x.device)
     noise = draw_noise(layout, tuple(x.shape[:2]), generator).to(x.device)
-    given = draw_given(layout, present, config.condition_share, generator)
+    given = draw_given(layout, present, config.condition_share, generator) if layout.number_units else None
     averaged_model = copy.deepcopy(state.denoiser).eval()
     plain = Uncertainty(state.uncertainty.linear.out_features).to(x.device)
 
