@@ -250,7 +250,7 @@ class Codec:
         if block is not None and isinstance(code, NumberCode) and code.bins:
             # One state for all bins: which one the value lies in, it says itself. Blocks may also hold probabilities.
             first, last = len(code.atoms), len(code.atoms) + len(code.bins)
-            value = block[:, first:last].sum(axis=1, keepdims=True)
+            bins, value = block[:, first:last], block[:, first:last].sum(axis=1, keepdims=True)
             block = np.concatenate([block[:, :first], value, block[:, last:]], axis=1)
         state = None if block is None else np.where(block.max(axis=1) > 0, block.argmax(axis=1), -1)
         if isinstance(code, CategoryCode):
@@ -259,7 +259,11 @@ class Codec:
             return names[np.where(state >= len(names) - 1, -1, state)]
         result = np.full(len(x), np.nan)
         if code.has_value:
-            result = code.rank.inverse(x[:, units[-1].start].astype(np.float64))
+            z = x[:, units[-1].start].astype(np.float64)
+            if code.bins:  # of probabilities, the mean
+                expected = bins @ np.array(code.middles) / np.maximum(value[:, 0], 1e-12)
+                z = np.where(bins.max(axis=1) < 0.999 * value[:, 0], expected, z)
+            result = code.rank.inverse(z)
         if state is not None:
             lookup = np.array([*code.atoms, np.nan])
             is_value = (state == len(code.atoms)) & code.has_value

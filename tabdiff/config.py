@@ -64,8 +64,8 @@ class NetworkConfig(_Options):
     """The learned denoiser."""
 
     width: int | None = Field(None, ge=8, le=8192, description="hidden width; chosen from rows and slots if not given")
-    blocks: int = Field(3, ge=1, le=64, description="residual blocks")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout inside the blocks")
+    blocks: int = Field(2, ge=1, le=64, description="residual blocks")
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout inside the blocks")
 
 
 class TrainConfig(_Options):
@@ -74,7 +74,9 @@ class TrainConfig(_Options):
     steps: int | None = Field(
         None, ge=1, description="gradient steps at most; a fixed amount of computation if not given"
     )
-    batch_size: int = Field(256, ge=1, description="rows per gradient step")
+    batch_size: int | None = Field(
+        None, ge=1, description="rows per gradient step; 256, and fewer for small tables, if not given"
+    )
     learning_rate: float = Field(4e-3, gt=0, le=1, description="largest learning rate; falls to 0 along a cosine")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
     warmup: int = Field(100, ge=0, description="steps until the full learning rate")

@@ -42,7 +42,7 @@ def build_denoiser(layout: Layout, encoded: Encoded, config: FitConfig) -> Denoi
     process = MixedProcess(
         layout, config.process.sigma_min, sigma_max, config.process.rho, basis.float(), noise_scale.float()
     )
-    width = config.network.width or 128
+    width = config.network.width or (128 if len(x) < 3000 else 256)
     denoiser = Denoiser(
         process,
         *(tensor.float() for tensor in (mean, basis, variance, noise_scale)),

@@ -174,13 +174,11 @@ class Denoiser(nn.Module):
         self, x_t: Float[Tensor, "b t w"], t: Float[Tensor, " b"], given: Bool[Tensor, "b t u"] | None = None
     ) -> Float[Tensor, "b t w"]:
         """x0_hat: means of numbers, probabilities of categories. `given` marks units shown without noise; they return as they are."""
-        mean, log_probability, _ = self.estimate(x_t, t, given)
-        x0 = log_probability.exp() * self.process.blocks.member
+        mean, out, _ = self._run(x_t, t, given)
+        x0 = self.process.blocks.probability(out)
         if len(self.process.number_slots):
             x0[..., self.process.number_slots] = mean
-        if given is None:
-            return x0
-        return torch.where((given.to(x0.dtype) @ self.process.unit_slots) > 0, x_t, x0)
+        return x0 if given is None else torch.where(given.index_select(-1, self.process.unit_of_slot), x_t, x0)
 
     def estimate(
         self, x_t: Float[Tensor, "b t w"], t: Float[Tensor, " b"], given: Bool[Tensor, "b t u"] | None = None
@@ -189,6 +187,13 @@ class Denoiser(nn.Module):
 
         c_out (B, T n) is the scale of the network's part along each eigenvector: sqrt(lambda) sigma / sqrt(lambda + sigma^2).
         """
+        mean, out, c_out = self._run(x_t, t, given)
+        return mean, self.process.blocks.log_probability(out), c_out
+
+    def _run(
+        self, x_t: Float[Tensor, "b t w"], t: Float[Tensor, " b"], given: Bool[Tensor, "b t u"] | None
+    ) -> tuple[Float[Tensor, "b t n"], Float[Tensor, "b t w"], Float[Tensor, "b tn"]]:
+        """Mean of the numbers, logits of the categories, c_out."""
         process, numbers = self.process, len(self.process.layout.number_units)
         read, write = self._weights()
         seen, level = x_t * self.visible, None
@@ -213,13 +218,12 @@ class Denoiser(nn.Module):
             h = block(h, level)
         out = nn.functional.linear(nn.functional.silu(self.norm(h)), write, self.write.bias)
         out = out.view(len(x_t), self.length, -1)
-        log_probability = process.blocks.log_probability(out)
         if not numbers:
             nothing = x_t.new_zeros((len(x_t), self.length, 0))
-            return nothing, log_probability, nothing.flatten(1)
+            return nothing, out, nothing.flatten(1)
         correction = out[..., process.number_slots].flatten(1)
         mean = self.mean + (c_skip * rotated + c_out * correction) @ self.basis.T
-        return mean.view(len(x_t), self.length, -1), log_probability, c_out
+        return mean.view(len(x_t), self.length, -1), out, c_out
 
 
 def time_features(t: Float[Tensor, " b"]) -> Float[Tensor, "b f"]:

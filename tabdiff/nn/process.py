@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tabdiff.layout import Layout
-from tabdiff.nn.blocks import Blocks, Details
+from tabdiff.nn.blocks import Blocks
 
 
 class MixedProcess(nn.Module):
@@ -39,7 +39,7 @@ class MixedProcess(nn.Module):
     ) -> None:
         super().__init__()
         self.layout, self.sigma_min, self.sigma_max, self.rho = layout, sigma_min, sigma_max, rho
-        self.blocks, self.details = Blocks(layout), Details(layout)
+        self.blocks = Blocks(layout)
         self.register_buffer("basis", basis)
         self.register_buffer("scale", scale)
         self.register_buffer("number_slots", torch.as_tensor(layout.number_slots), persistent=False)

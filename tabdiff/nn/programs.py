@@ -169,17 +169,12 @@ class Step(nn.Module):
         """
         process = self.denoiser.process
         x0 = self.denoiser(x, t, given)
-        blocks = process.blocks
-        possible = x0 * (allowed * blocks.member)
-        share = possible / (blocks.spread(blocks.total(possible)) + (1 - blocks.member)).clamp_min(1e-12)
-        x0 = process.details.expect(x0 * (1 - blocks.member) + share)
-        target = x0
-        if len(process.number_slots):
-            target = x0.clone()
-            numbers = x0[..., process.number_slots]
-            target[..., process.number_slots] = numbers + extrapolate[:, None, None] * (
-                numbers - previous[..., process.number_slots]
-            )
+        blocks, numbers = process.blocks, process.number_slots
+        share = blocks.normalise(x0 * (allowed * blocks.member))
+        if not len(numbers):
+            return process.step(x, share, t, s, noise, reveal, churn), share
+        x0 = x0 * (1 - blocks.member) + share
+        target = x0.clone()
+        target[..., numbers] += extrapolate[:, None, None] * (x0[..., numbers] - previous[..., numbers])
         x_s = process.step(x, target, t, s, noise, reveal, churn)
-        known = (given.to(x.dtype) @ process.unit_slots) > 0
-        return torch.where(known, x, x_s), torch.where(known, x, x0)
+        return torch.where(given[..., process.unit_of_slot], x, x_s), x0
