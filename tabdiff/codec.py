@@ -125,12 +125,20 @@ class Codec:
         for index, code in enumerate(self._modelled_codes().values()):
             gate = None
             if code.states:
-                units.append(Unit(index, "category", start, code.states))
-                if isinstance(code, NumberCode) and code.has_value:
+                units.append(
+                    Unit(
+                        index,
+                        "category",
+                        start,
+                        code.states,
+                        places=code.places if isinstance(code, NumberCode) else (),
+                    )
+                )
+                if isinstance(code, NumberCode) and code.has_value and not code.bins:
                     gate = start + len(code.atoms)
                 start += code.states
             if isinstance(code, NumberCode) and code.has_value:
-                units.append(Unit(index, "number", start, 1, gate))
+                units.append(Unit(index, "detail" if code.bins else "number", start, 1, gate, code.middles))
                 start += 1
         columns = [index for index, code in enumerate(self.codes.values()) for _ in range(code.view_width)]
         return Layout(tuple(self._modelled_codes()), tuple(units), tuple(columns), VIEWS)
@@ -157,7 +165,7 @@ class Codec:
         bounds = np.tile(np.array([[0.0], [1.0]], dtype=np.float32), (1, self.layout.model_width))
         for unit in self.layout.units:
             code = self._modelled_codes()[self.layout.columns[unit.column]]
-            if unit.kind == "number" and isinstance(code, NumberCode):
+            if unit.kind != "category" and isinstance(code, NumberCode):
                 low, high = np.float32(code.rank.scores[0]), np.float32(code.rank.scores[-1])
                 # One float inwards, as rounding to float32 may lead just outside the range.
                 bounds[:, unit.start] = (
@@ -186,7 +194,8 @@ class Codec:
                     rows = np.flatnonzero(state >= 0)
                     x[rows, unit.start + state[rows]] = 1.0
                 elif isinstance(code, NumberCode):
-                    applies = state == len(code.atoms) if code.states else ~np.isnan(values[name])
+                    last = len(code.atoms) + max(1, len(code.bins))
+                    applies = (state >= len(code.atoms)) & (state < last) if code.states else ~np.isnan(values[name])
                     x[applies, unit.start] = code.rank(values[name][applies])
                     # A number whose gate is closed is absent by nature, not unseen.
                     present[:, number] = applies | (state >= 0) if code.states else applies
@@ -215,9 +224,34 @@ class Codec:
                 values[name] = standard[:, i] * code.scale + code.mean
         return pl.DataFrame([to_series(self.schema[name], values[name]) for name in self.codes])
 
+    def draw_details(
+        self, x: Float32[np.ndarray, "rows slots"], uniform: Float32[np.ndarray, "rows units"]
+    ) -> Float32[np.ndarray, "rows slots"]:
+        """Give every binned number of N drawn rows its place inside the bin that it was drawn in.
+
+        Args:
+            x: model view of the rows; a number whose bin is not one of its own keeps its slot.
+            uniform: U(0, 1).
+        """
+        x = x.copy()
+        codes = list(self._modelled_codes().values())
+        for index in self.layout.detail_units:
+            unit, block = self.layout.units[index], self.layout.units[index - 1]
+            code = codes[unit.column]
+            assert isinstance(code, NumberCode)  # nothing else has details
+            bins = x[:, block.start + len(code.atoms) :][:, : len(code.bins)]
+            rows = np.flatnonzero(bins.any(axis=1))
+            x[rows, unit.start] = code.place(bins[rows].argmax(axis=1), uniform[rows, index].astype(np.float64))
+        return x
+
     def _decode_column(self, x: Float32[np.ndarray, "rows slots"], index: int, code: NumberCode | CategoryCode) -> Any:
         units = [self.layout.units[number] for number in self.layout.units_of(index)]
         block = x[:, units[0].slots] if units[0].kind == "category" else None
+        if block is not None and isinstance(code, NumberCode) and code.bins:
+            # One state for all bins: which one the value lies in, it says itself. Blocks may also hold probabilities.
+            first, last = len(code.atoms), len(code.atoms) + len(code.bins)
+            bins, value = block[:, first:last], block[:, first:last].sum(axis=1, keepdims=True)
+            block = np.concatenate([block[:, :first], value, block[:, last:]], axis=1)
         state = None if block is None else np.where(block.max(axis=1) > 0, block.argmax(axis=1), -1)
         if isinstance(code, CategoryCode):
             assert state is not None
@@ -225,7 +259,11 @@ class Codec:
             return names[np.where(state >= len(names) - 1, -1, state)]
         result = np.full(len(x), np.nan)
         if code.has_value:
-            result = code.rank.inverse(x[:, units[-1].start].astype(np.float64))
+            z = x[:, units[-1].start].astype(np.float64)
+            if code.bins:  # of probabilities, the mean
+                expected = bins @ np.array(code.middles) / np.maximum(value[:, 0], 1e-12)
+                z = np.where(bins.max(axis=1) < 0.999 * value[:, 0], expected, z)
+            result = code.rank.inverse(z)
         if state is not None:
             lookup = np.array([*code.atoms, np.nan])
             is_value = (state == len(code.atoms)) & code.has_value

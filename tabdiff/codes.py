@@ -2,7 +2,8 @@
 
 A number becomes its *rank-to-normal* value: Gaussian inside the training range, continued linearly outside, so that
 an outlier stays as far out as it is. Values that repeat (zero inflation, caps, few-level numbers) are *atoms*, states
-of a category of their own, and so is a missing value: nothing is filled with a mean and taken for truth.
+of a category of their own, and so is a missing value: nothing is filled with a mean and taken for truth. The other
+values fall into *bins*, states too: which bin is what the network learns, where inside it a value lies is kept beside it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ OTHER = "__other__"
 VIEWS = ("raw", "asinh", "rank")
 _LIMIT = 1e6  # standard deviations; keeps squares inside float32
 _ROWS_PER_LEVEL = 5  # a number with few levels is all atoms only if its levels do repeat
+_ROWS_PER_BIN = 10  # fewer would make the share of a bin a matter of chance
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ class Rank:
 class NumberCode:
     """Fitted state of one number column.
 
-    States of the block, in order: one per atom, then "any other value" if ``has_value``, then missing. There is no
-    block if the column has neither atoms nor gaps. ``rank`` covers the values that are no atoms; the rest of the
-    fields describe all values, for the distance views.
+    States of the block, in order: one per atom, then one per bin of the other values, or a single one, "any other
+    value", if there are no ``bins``, then missing. There is no block if the column has neither atoms nor bins nor gaps.
+    ``rank`` covers the values that are no atoms, ``bins`` are the lowest and highest normal score that training showed in
+    each bin; the rest of the fields describe all values, for the distance views.
     """
 
     atoms: tuple[float, ...]
@@ -76,11 +79,30 @@ class NumberCode:
     spread: float
     rank_of_all: Rank
     view_moments: tuple[tuple[float, float], ...]
+    bins: tuple[tuple[float, float], ...] = ()
 
     @property
     def states(self) -> int:
         """Width of the block; 0 for a plain number."""
-        return len(self.atoms) + self.has_value + self.has_missing if self.atoms or self.has_missing else 0
+        if not (self.atoms or self.has_missing or self.bins):
+            return 0
+        return len(self.atoms) + (len(self.bins) or self.has_value) + self.has_missing
+
+    @property
+    def places(self) -> tuple[float, ...]:
+        """Where each state lies among all values, a normal score; none for missing. Empty if states have no order."""
+        if self.has_value and not self.bins:
+            return ()
+        atoms = self.rank_of_all(np.asarray(self.atoms))
+        if not self.bins:
+            return tuple(atoms.tolist())
+        bins = self.rank_of_all(self.rank.inverse(np.array(self.middles)))
+        return (*atoms.tolist(), *bins.tolist())
+
+    @property
+    def middles(self) -> tuple[float, ...]:
+        """Normal score in the middle of each bin."""
+        return tuple((low + high) / 2 for low, high in self.bins)
 
     @property
     def view_width(self) -> int:
@@ -104,17 +126,19 @@ class NumberCode:
         scale = scale if scale > 1e-12 * max(1.0, abs(mean)) else max(1.0, abs(mean))
         low, median, high = np.quantile(seen, [0.25, 0.5, 0.75]).tolist()
         spread = (high - low) / 1.349  # the standard deviation of a Gaussian with these quartiles
+        rank = Rank.fit(rest, config.knots, scale)
         code = cls(
             atoms=tuple(atoms.tolist()),
             has_value=len(rest) > 0,
             has_missing=len(seen) < len(values),
             mean=mean,
             scale=scale,
-            rank=Rank.fit(rest, config.knots, scale),
+            rank=rank,
             median=median,
             spread=spread if spread > 1e-9 * scale else scale,
             rank_of_all=Rank.fit(seen, config.knots, scale),
             view_moments=((0.0, 1.0),) * len(VIEWS),
+            bins=_bins(rank(rest), config) if config.bins and len(rest) else (),
         )
         moments = [(float(view.mean()), float(view.std())) for view in code.views(seen)]
         return replace(code, view_moments=tuple((mean, std if std > 1e-9 else 1.0) for mean, std in moments))
@@ -132,10 +156,41 @@ class NumberCode:
             return np.full(len(values), -1)
         atoms = np.asarray(self.atoms)
         state = np.full(len(values), len(atoms) if self.has_value else -1)
+        if self.bins:
+            state += self.bin_of(self.rank(values))
         if len(atoms):
             position = np.clip(np.searchsorted(atoms, values), 0, len(atoms) - 1)
             state = np.where(atoms[position] == values, position, state)
         return np.where(np.isnan(values), self.states - 1 if self.has_missing else -1, state)
+
+    def bin_of(self, z: Float64[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+        """Bin of each normal score; between two bins the nearer one, and beyond them the last."""
+        low, high = np.array(self.bins).T
+        return np.searchsorted((high[:-1] + low[1:]) / 2, z, side="right")
+
+    def place(
+        self, bins: Int[np.ndarray, " rows"], uniform: Float64[np.ndarray, " rows"]
+    ) -> Float64[np.ndarray, " rows"]:
+        """Normal scores inside the given bins, spread as N(0, 1) is there; uniform is U(0, 1)."""
+        low, high = np.array(self.bins)[bins].T
+        share = np.interp(low, _SCORES, _SHARES), np.interp(high, _SCORES, _SHARES)
+        z = np.interp(share[0] + uniform * (share[1] - share[0]), _SHARES, _SCORES)
+        return np.asarray(np.clip(z, low, high))
+
+
+_SCORES = np.linspace(-8.0, 8.0, 8193)
+_SHARES = np.array([NormalDist().cdf(z) for z in _SCORES])
+
+
+def _bins(z: Float64[np.ndarray, " rows"], config: DataConfig) -> tuple[tuple[float, float], ...]:
+    """Lowest and highest score in each bin: one bin per value if values repeat, otherwise equally many rows in each."""
+    levels = np.unique(z)
+    if len(levels) <= config.max_values and len(z) >= _ROWS_PER_LEVEL * len(levels):
+        return tuple((level, level) for level in levels.tolist())
+    count = max(1, min(config.bins, len(z) // _ROWS_PER_BIN))
+    starts = np.unique(np.quantile(z, np.arange(count) / count, method="higher"))
+    ends = levels[np.searchsorted(levels, starts[1:]) - 1]
+    return tuple(zip(starts.tolist(), [*ends.tolist(), float(levels[-1])], strict=True))
 
 
 @dataclass(frozen=True)
@@ -191,5 +246,6 @@ def code_from_json(values: dict[str, Any]) -> NumberCode | CategoryCode:
     for name in ("rank", "rank_of_all"):
         rank = plain[name]
         plain[name] = Rank(tuple(rank["knots"]), tuple(rank["scores"]), rank["scale"])
-    plain["view_moments"] = tuple(tuple(pair) for pair in plain["view_moments"])
+    for name in ("view_moments", "bins"):
+        plain[name] = tuple(tuple(pair) for pair in plain[name])
     return NumberCode(**plain)

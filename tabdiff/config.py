@@ -30,8 +30,17 @@ class DataConfig(_Options):
     max_levels: int = Field(
         20, ge=0, le=256, description="a number with at most this many distinct values is all atoms"
     )
-    atom_share: float = Field(0.05, gt=0, le=1, description="a value held by at least this share of rows is an atom")
-    max_atoms: int = Field(16, ge=0, le=256, description="atoms kept per column beside its continuous part")
+    atom_share: float = Field(0.015, gt=0, le=1, description="a value held by at least this share of rows is an atom")
+    max_atoms: int = Field(32, ge=0, le=256, description="atoms kept per column beside its continuous part")
+    bins: int = Field(
+        64,
+        ge=0,
+        le=1024,
+        description="quantile bins of a number; the network models bins as states. 0 keeps numbers continuous",
+    )
+    max_values: int = Field(
+        256, ge=0, le=4096, description="a number with at most this many distinct values has one bin for each"
+    )
     knots: int = Field(512, ge=8, le=65536, description="quantile knots of the rank-to-normal transform")
     holdout: float = Field(0.15, gt=0, lt=0.9, description="share of rows kept for early stop and calibration")
     trim: float = Field(0.0, ge=0, lt=0.5, description="share of the outermost rows dropped before fitting")
@@ -55,8 +64,8 @@ class NetworkConfig(_Options):
     """The learned denoiser."""
 
     width: int | None = Field(None, ge=8, le=8192, description="hidden width; chosen from rows and slots if not given")
-    blocks: int = Field(3, ge=1, le=64, description="residual blocks")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the blocks")
+    blocks: int = Field(2, ge=1, le=64, description="residual blocks")
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout inside the blocks")
 
 
 class TrainConfig(_Options):
@@ -65,13 +74,15 @@ class TrainConfig(_Options):
     steps: int | None = Field(
         None, ge=1, description="gradient steps at most; a fixed amount of computation if not given"
     )
-    batch_size: int = Field(512, ge=1, description="rows per gradient step")
-    learning_rate: float = Field(2e-3, gt=0, le=1, description="largest learning rate; falls to 0 along a cosine")
+    batch_size: int | None = Field(
+        None, ge=1, description="rows per gradient step; 256, and fewer for small tables, if not given"
+    )
+    learning_rate: float = Field(4e-3, gt=0, le=1, description="largest learning rate; falls to 0 along a cosine")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
     warmup: int = Field(100, ge=0, description="steps until the full learning rate")
-    ema: float = Field(0.995, ge=0, lt=1, description="decay of the averaged weights, which are the ones kept")
+    ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights, which are the ones kept")
     condition_share: float = Field(0.3, ge=0, le=1, description="share of training rows shown with some cells given")
-    evaluate_every: int = Field(200, ge=1, description="steps between held-out losses and checkpoints")
+    evaluate_every: int = Field(100, ge=1, description="steps between held-out losses and checkpoints")
     patience: int = Field(8, ge=1, description="held-out losses without a better one before stopping")
     time_limit: float | None = Field(
         None, gt=0, description="seconds after which fitting stops with the best weights so far"

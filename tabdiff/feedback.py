@@ -57,7 +57,8 @@ class Memory:
             return cls(kernel[0], kernel[1], slots)
         if "score.subsets.rows" in tensors:
             subsets = tensors["score.subsets.rows"].astype(np.float64)
-            return cls(subsets.reshape(-1, subsets.shape[-1]), np.eye(subsets.shape[-1]), slots)
+            everything = np.eye(subsets.shape[-1])
+            return cls(subsets.reshape(-1, subsets.shape[-1]), everything, codec.layout.view("asinh"))
         raise ConfigError(
             "feedback keeps judged rows and compares them with stored ones; this model was fitted with score.kernel_rows=0 to "
             "keep none. Fit with some, or leave judged rows out of, or in, the next fit instead."

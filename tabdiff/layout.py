@@ -3,7 +3,9 @@
 Every encoded batch is one float32 array ``(B, T, W)``: batch, time, slots. A *unit* is the smallest thing that
 is noised as a whole: one number (one slot) or one category (a one-hot block, whose masked state is all zeros).
 A column owns one or two units: a plain number or category one, a number with atoms or gaps two (which state, and
-the value, *gated* by the state that says "any other value"). The slots past ``model_width`` are *views* of the row
+the value, *gated* by the state that says "any other value"). A number whose values are binned owns a category, its
+atoms and bins in places along a line, and a *detail*, the exact value, which the process neither noises nor shows to
+the network: it is drawn inside the bin when the bin is known. The slots past ``model_width`` are *views* of the row
 for scores that compare rows by distance, one after the other, each of the same slots on another scale; the diffusion
 process never touches them.
 """
@@ -20,16 +22,19 @@ from jaxtyping import Bool, Float32, Int
 
 @dataclass(frozen=True)
 class Unit:
-    """One number or one category: ``width`` slots from ``start``, part of column number ``column``.
+    """One number, category or detail: ``width`` slots from ``start``, part of column number ``column``.
 
     ``gate`` is the slot that is 1 where this number applies; elsewhere the column holds an atom or is missing.
+    ``places`` are normal scores of the states of a number, in slot order; missing, if it is a state, has none. Those of a
+    detail are the middles of its bins, the last of its category's states that have a place.
     """
 
     column: int
-    kind: Literal["number", "category"]
+    kind: Literal["number", "category", "detail"]
     start: int
     width: int
     gate: int | None = None
+    places: tuple[float, ...] = ()
 
     @property
     def slots(self) -> slice:
@@ -77,6 +82,11 @@ class Layout:
     def category_units(self) -> tuple[int, ...]:
         """Indices of the units that hold a category."""
         return tuple(index for index, unit in enumerate(self.units) if unit.kind == "category")
+
+    @cached_property
+    def detail_units(self) -> tuple[int, ...]:
+        """Indices of the units that hold the exact value of a binned number."""
+        return tuple(index for index, unit in enumerate(self.units) if unit.kind == "detail")
 
     @cached_property
     def number_slots(self) -> Int[np.ndarray, " numbers"]:
@@ -130,7 +140,7 @@ class Layout:
         """Plain values that `from_json` reads."""
         return {
             "columns": list(self.columns),
-            "units": [[unit.column, unit.kind, unit.start, unit.width, unit.gate] for unit in self.units],
+            "units": [[unit.column, unit.kind, unit.start, unit.width, unit.gate, unit.places] for unit in self.units],
             "view_columns": list(self.view_columns),
             "views": list(self.views),
         }
@@ -138,5 +148,8 @@ class Layout:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Layout:
         """Rebuild from `to_json`."""
-        units = tuple(Unit(*unit) for unit in values["units"])
+        units = tuple(
+            Unit(column, kind, start, width, gate, tuple(places))
+            for column, kind, start, width, gate, places in values["units"]
+        )
         return cls(tuple(values["columns"]), units, tuple(values["view_columns"]), tuple(values["views"]))

@@ -21,7 +21,7 @@ from tabdiff.explanation import Explainer, Explanation
 from tabdiff.feedback import Feedback, Memory, next_table, read_verdicts
 from tabdiff.flags import Rule
 from tabdiff.runtime import Runtime
-from tabdiff.sampling import Condition, NoiseSchedule, draw
+from tabdiff.sampling import BLOCK_ROWS, Condition, NoiseSchedule, draw
 from tabdiff.schema import Schema, to_polars
 from tabdiff.scoring import Scores, errors_of
 
@@ -277,8 +277,15 @@ class Model:
 
     def _draw(self, condition: Condition, seed: int, config: SampleConfig | None) -> Any:
         """Yield (B, W) blocks of clean encoded rows."""
-        for x in draw(self.runtime, self.codec.layout, self._schedule(), condition, config or SampleConfig(), seed):  # type: ignore[call-arg]
-            yield np.clip(x[:, 0], *self.codec.bounds)  # no value beyond what training showed
+        layout, config = self.codec.layout, config or SampleConfig()  # type: ignore[call-arg]
+        for block, windows in enumerate(draw(self.runtime, layout, self._schedule(), condition, config, seed)):
+            x = windows[:, 0]
+            if layout.detail_units:
+                rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block, 1)))
+                uniform = rng.random((BLOCK_ROWS, len(layout.units)), dtype=np.float32)[: len(x)]
+                given = condition.given[block * BLOCK_ROWS :][: len(x), 0][:, layout.unit_of_slot]
+                x = np.where(given, x, self.codec.draw_details(x, uniform))
+            yield np.clip(x, *self.codec.bounds)  # no value beyond what training showed
 
     def _schedule(self) -> NoiseSchedule:
         model, tensors = self.bundle.model, self.bundle.tensors

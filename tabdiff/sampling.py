@@ -19,7 +19,7 @@ from tabdiff.layout import Layout
 from tabdiff.runtime import Runtime
 
 # Every block of rows has its own generator, so a row does not depend on how many are asked for, nor on the chunk size.
-_BLOCK_ROWS = 1024
+BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def draw(
 ) -> Iterator[Float32[np.ndarray, "b t w"]]:
     """Yield clean encoded windows, block after block, as many as the condition has rows."""
     total, length = condition.x.shape[:2]
-    for block, start in enumerate(range(0, total, _BLOCK_ROWS)):
-        rows = min(_BLOCK_ROWS, total - start)
+    for block, start in enumerate(range(0, total, BLOCK_ROWS)):
+        rows = min(BLOCK_ROWS, total - start)
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block,)))
         yield _denoise(runtime, layout, schedule, condition[start : start + rows], config, rng, length)
 
@@ -107,12 +107,15 @@ def _denoise(
 
     def noise() -> Any:
         # Drawn for a full block, so that the first rows of a block do not depend on how many follow.
-        return layout.draw(rng, _BLOCK_ROWS, length)[:rows]
+        return layout.draw(rng, BLOCK_ROWS, length)[:rows]
 
     x = np.where(known, condition.x, schedule.prior(layout, noise()))
     reveal_at = _reveal_times(layout, rng, length)[:rows]
     previous, previous_t = np.zeros_like(x), None
-    times = np.linspace(1.0, 0.0, config.steps + 1).tolist()
+    steps = config.steps
+    if not layout.number_units:  # a step that reveals nothing would do nothing
+        steps = min(steps, max(1, len(layout.category_units) * length))
+    times = np.linspace(1.0, 0.0, steps + 1).tolist()
     for t, s in itertools.pairwise(times):
         extrapolate = 0.0
         if config.sampler == "dpmpp_2m" and previous_t is not None and s > 0:
@@ -124,7 +127,7 @@ def _denoise(
         reveal = (reveal_at > s) & (reveal_at <= t)
         arguments = (noise(), reveal, condition.given, condition.allowed)
         x_s, x0 = runtime.step(x, t, s, *arguments, previous, extrapolate, churn)
-        if config.sampler == "heun" and s > 0:
+        if config.sampler == "heun" and s > 0 and layout.number_units:
             x_s = _heun(runtime, layout, schedule, x, x_s, x0, (t, s), arguments)
         x, previous, previous_t = x_s, x0, t
     return x
@@ -136,12 +139,12 @@ def _reveal_times(layout: Layout, rng: np.random.Generator, length: int) -> Any:
     Categories revealed in the same step are drawn independently of each other, which is wrong where they depend on each
     other. Spread times make that rare: with no more categories than steps, never.
     """
-    times = np.zeros((_BLOCK_ROWS, length, len(layout.units)))
+    times = np.zeros((BLOCK_ROWS, length, len(layout.units)))
     count = len(layout.category_units) * length
     if count:
-        place = rng.permuted(np.tile(np.arange(count), (_BLOCK_ROWS, 1)), axis=1)
-        spread = 1.0 - (place + rng.random((_BLOCK_ROWS, count))) / count
-        times[..., list(layout.category_units)] = spread.reshape(_BLOCK_ROWS, length, -1)
+        place = rng.permuted(np.tile(np.arange(count), (BLOCK_ROWS, 1)), axis=1)
+        spread = 1.0 - (place + rng.random((BLOCK_ROWS, count))) / count
+        times[..., list(layout.category_units)] = spread.reshape(BLOCK_ROWS, length, -1)
     return times
 
 

@@ -103,13 +103,50 @@ def test_repeated_values_are_atoms_and_few_levels_are_all_atoms():
     levels = NumberCode.fit(rng.integers(1, 6, 1000).astype(float), DataConfig())
     assert levels.atoms == (1, 2, 3, 4, 5)
     assert not levels.has_value
-    plain = NumberCode.fit(rng.normal(size=1000), DataConfig())
+    plain = NumberCode.fit(rng.normal(size=1000), DataConfig(bins=0))
     assert plain.states == 0
+
+
+def test_bins_hold_equally_many_rows_or_one_value_each():
+    smooth = rng.gamma(2, 3, 5000)
+    code = NumberCode.fit(smooth, DataConfig())
+    counts = np.bincount(code.state_of(smooth), minlength=64)
+    assert code.states == len(counts) == 64
+    assert counts.min() >= 0.8 * counts.mean()
+    low, high = (code.rank.inverse(side) for side in np.array(code.bins).T)
+    assert (low[1:] > high[:-1]).all()
+    ages = np.clip(rng.normal(40, 12, 5000).round(), 17, 90)
+    code = NumberCode.fit(ages, DataConfig())
+    assert code.states == len(np.unique(ages))
+    halfway = float(ages.max()) - 0.5  # never seen: it has a bin, and its own value beside it
+    assert code.state_of(np.array([halfway]))[0] >= 0
+    assert code.rank.inverse(code.rank(np.array([halfway])))[0] == pytest.approx(halfway)
+    assert NumberCode.fit(rng.normal(size=100), DataConfig()).states == 10  # ten rows in each
+
+
+def test_values_drawn_inside_bins_have_the_training_distribution():
+    frame = pl.DataFrame(
+        {"v": rng.gamma(2, 3, 4000), "z": np.where(rng.random(4000) < 0.5, 0.0, rng.normal(size=4000))}
+    )
+    codec = fit(frame)
+    x = codec.encode(codec.schema.conform(frame)).x[:, : codec.layout.model_width]
+    details = [codec.layout.units[index].start for index in codec.layout.detail_units]
+    blank = x.copy()
+    blank[:, details] = 0
+    drawn = codec.draw_details(blank, rng.random((4000, len(codec.layout.units)), dtype=np.float32))
+    category = codec.layout.category_slots
+    np.testing.assert_array_equal(drawn[:, category], x[:, category])
+    values = codec.decode(drawn)
+    assert np.abs(values["v"] - frame["v"]).max() > 0  # other values
+    assert stats.ks_2samp(values["v"], frame["v"]).statistic < 0.01  # inside the same bins, as densely
+    assert ((values["z"] == 0) == (frame["z"] == 0)).all()
+    again = codec.encode(values).x[:, : codec.layout.model_width]
+    np.testing.assert_array_equal(again[:, category], x[:, category])
 
 
 def test_missing_is_a_state_and_never_a_mean():
     frame = pl.DataFrame({"a": [None, *rng.normal(50, 1, 99).tolist()], "b": rng.normal(size=100)})
-    codec = fit(frame)
+    codec = fit(frame, bins=0)
     x = codec.encode(codec.schema.conform(frame)).x
     block = codec.layout.units[0]
     assert block.width == 2
@@ -135,7 +172,12 @@ def test_cells_never_seen_in_training_are_marked_not_guessed():
     codec = fit(frame)
     odd = pl.DataFrame({"c": ["new", "a", "a"], "v": [0.0, None, 0.0], "level": [1, 1, 9]})
     encoded = codec.encode(codec.schema.conform(odd))
-    assert encoded.present.tolist() == [[False, True, True], [True, False, True], [True, True, False]]
+    # Units: c, the bin of v, its exact value, level.
+    assert encoded.present.tolist() == [
+        [False, True, True, True],
+        [True, False, False, True],
+        [True, True, True, False],
+    ]
     assert np.isfinite(encoded.x).all()
     unit = codec.layout.units[0]
     assert encoded.x[0, unit.slots].sum() == 0

@@ -70,7 +70,7 @@ def test_resuming_a_finished_fit_gives_its_weights_again(tmp_path):
 
 def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
     run(TrainConfig(steps=20, evaluate_every=10, batch_size=64), tmp_path / "checkpoint", events=1)
-    with pytest.raises(TrainingError, match=r"learning_rate was 0.002, is 0.1"):
+    with pytest.raises(TrainingError, match=r"learning_rate was 0.004, is 0.1"):
         run(
             TrainConfig(steps=20, evaluate_every=10, batch_size=64, learning_rate=0.1),
             tmp_path / "checkpoint",
@@ -130,8 +130,8 @@ def test_a_loss_that_is_not_finite_is_an_error_with_the_cure():
 
 
 def test_training_lowers_the_held_out_loss():
-    _, events = run(TrainConfig(steps=300, evaluate_every=100, batch_size=128))
-    assert events[-1].best < 0.9 * events[0].held_out or events[0].held_out > events[1].held_out > events[2].held_out
+    _, events = run(TrainConfig(steps=200, evaluate_every=4, batch_size=128, patience=50))
+    assert events[-1].best < 0.95 * events[0].held_out
 
 
 def test_a_number_that_does_not_apply_is_filled_with_independent_noise():

@@ -45,14 +45,18 @@ def build_denoiser(layout: Layout, encoded: Encoded, config: FitConfig) -> Denoi
     process = MixedProcess(
         layout, config.process.sigma_min, sigma_max, config.process.rho, basis.float(), noise_scale.float()
     )
-    width = config.network.width or (128 if len(x) < 1500 else 256 if layout.model_width <= 256 else 384)
-    return Denoiser(
+    width = config.network.width or (128 if len(x) < 3000 else 256)
+    denoiser = Denoiser(
         process,
         *(tensor.float() for tensor in (mean, basis, variance, noise_scale)),
         width=width,
         blocks=config.network.blocks,
         dropout=config.network.dropout,
     )
+    with torch.no_grad():  # an untrained network knows the columns, each by itself
+        slots = torch.as_tensor(layout.category_slots)
+        denoiser.write.bias[slots] = torch.log((x[:, slots].sum(0) + 0.5) / (len(x) + 1.0))
+    return denoiser
 
 
 def build_score(

@@ -3,29 +3,36 @@
 Preconditioning (Karras et al. 2022, section 5) happens here and nowhere else, in the eigenbasis of the training
 covariance: with an untrained network the denoiser of the numbers is already the best linear one (the Wiener filter),
 and the network learns what is left. Categories come out as probabilities.
+
+States that lie along a line, the atoms and bins of a number, share what is learned about them: their weights are smooth
+functions of their place, plus a part of their own (`Smooth`).
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from tabdiff.layout import Layout
 from tabdiff.nn.process import MixedProcess
 
+_HARMONICS = 16  # of what is learned along the states of a number
+_FREEDOM = 0.3  # how fast a state of a number departs from its neighbours, 1 as fast as a plain category
 _TIME_FEATURES = 32
 _LEVEL_WIDTH = 64  # wider embeddings of one number cost as much as the blocks and gave nothing
 
 
 class ResidualBlock(nn.Module):
-    """Pre-norm MLP block, modulated by the noise level. Shape: (B, width) -> (B, width)."""
+    """Pre-norm MLP block, modulated by the noise level if there is one. Shape: (B, width) -> (B, width)."""
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, dropout: float, modulated: bool = True) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulate = nn.Linear(_LEVEL_WIDTH, 2 * width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=not modulated)
+        self.modulate = nn.Linear(_LEVEL_WIDTH, 2 * width) if modulated else None
         self.expand = nn.Linear(width, width)
         self.contract = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
@@ -33,12 +40,50 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.contract.weight)
         nn.init.zeros_(self.contract.bias)
 
-    def forward(self, h: Float[Tensor, "b h"], level: Float[Tensor, "b l"]) -> Float[Tensor, "b h"]:
+    def forward(self, h: Float[Tensor, "b h"], level: Float[Tensor, "b l"] | None = None) -> Float[Tensor, "b h"]:
         """Add the block's change to h."""
-        scale, shift = self.modulate(level).chunk(2, dim=-1)
-        z = self.norm(h) * (1 + scale) + shift
+        z = self.norm(h)
+        if self.modulate is not None:
+            scale, shift = self.modulate(level).chunk(2, dim=-1)
+            z = z * (1 + scale) + shift
         change: Tensor = self.contract(self.dropout(nn.functional.silu(self.expand(z))))
         return h + change
+
+
+class Smooth(nn.Module):
+    """Weights of the W slots of a row, smooth along the states of each number.
+
+    A slot in place r (a share of the training rows, 0 to 1) has the weight ``own + sum_k sqrt(2) cos(pi k r) / k a_k``: low
+    frequencies first, as in a Gaussian process prior, so that few rows teach something about all bins. `fold` turns the sum
+    into plain weights when training is over.
+    """
+
+    cosines: Tensor
+    freedom: Tensor
+
+    def __init__(self, layout: Layout, length: int, width: int, scale: float) -> None:
+        super().__init__()
+        units = [unit for unit in layout.units if unit.kind == "category" and unit.places]
+        cosines = torch.zeros(len(units), length * layout.model_width, _HARMONICS)
+        order = torch.arange(1, _HARMONICS + 1)
+        freedom = torch.ones(length * layout.model_width, 1)
+        for index, unit in enumerate(units):
+            share = torch.special.ndtr(torch.tensor(unit.places))[:, None]
+            for step in range(length):
+                start = step * layout.model_width + unit.start
+                rows = slice(start, start + len(unit.places))
+                cosines[index, rows] = math.sqrt(2) * torch.cos(math.pi * order * share) / order
+                freedom[rows] = _FREEDOM
+        # (W, units x harmonics): which unit a slot belongs to is part of the matrix.
+        self.register_buffer("cosines", cosines.permute(1, 0, 2).flatten(1), persistent=False)
+        self.register_buffer("freedom", freedom, persistent=False)
+        self.own = nn.Parameter(scale * torch.randn(length * layout.model_width, width))
+        self.along = nn.Parameter(scale * torch.randn(self.cosines.shape[1], width))
+
+    def forward(self) -> Float[Tensor, "w h"]:
+        """The weights."""
+        weights: Tensor = torch.addmm(self.own * self.freedom, self.cosines, self.along)
+        return weights
 
 
 class Denoiser(nn.Module):
@@ -57,6 +102,7 @@ class Denoiser(nn.Module):
     basis: Tensor
     variance: Tensor
     noise_scale: Tensor
+    visible: Tensor
 
     def __init__(
         self,
@@ -81,23 +127,58 @@ class Denoiser(nn.Module):
             "noise_scale": noise_scale,
         }.items():
             self.register_buffer(name, value)
-        inputs = length * (layout.model_width + len(layout.number_units) + len(layout.units))
-        self.level = nn.Sequential(nn.Linear(_TIME_FEATURES, _LEVEL_WIDTH), nn.SiLU())
-        self.read = nn.Linear(inputs, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width, dropout) for _ in range(blocks))
+        numbers, units = length * len(layout.number_units), length * len(layout.units)
+        slots = length * layout.model_width
+        visible = np.ones(layout.model_width, np.float32)
+        visible[[layout.units[index].start for index in layout.detail_units]] = 0.0
+        self.register_buffer("visible", torch.as_tensor(visible), persistent=False)
+        self.level = nn.Sequential(nn.Linear(_TIME_FEATURES, _LEVEL_WIDTH), nn.SiLU()) if numbers else None
+        self.read = nn.Linear(slots + 2 * numbers, width)
+        nn.init.normal_(self.read.weight, std=units**-0.5)
+        self.blocks = nn.ModuleList(ResidualBlock(width, dropout, bool(numbers)) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
-        self.write = nn.Linear(width, length * layout.model_width)
+        self.write = nn.Linear(width, slots)
         nn.init.zeros_(self.write.weight)
         nn.init.zeros_(self.write.bias)
+        # While it is trained, weights along the states of a number are a sum of two; `fold` ends that.
+        self.smooth: nn.ModuleDict | None = None
+
+    def unfold(self) -> None:
+        """Share what is learned between neighbouring states of a number from now on; a fresh network only."""
+        layout, width = self.process.layout, self.read.out_features
+        if any(unit.places for unit in layout.units):
+            scale = (self.length * len(layout.units)) ** -0.5
+            parts = {
+                "read": Smooth(layout, self.length, width, scale),
+                "write": Smooth(layout, self.length, width, 0.0),
+            }
+            self.smooth = nn.ModuleDict(parts).to(self.mean.device)
+
+    def fold(self) -> None:
+        """Make the shared weights plain ones; the function stays the same."""
+        if self.smooth is not None:
+            with torch.no_grad():
+                read, write = self._weights()
+                self.read.weight.copy_(read)
+                self.write.weight.copy_(write)
+            self.smooth = None
+
+    def _weights(self) -> tuple[Float[Tensor, "h i"], Float[Tensor, "w h"]]:
+        if self.smooth is None:
+            return self.read.weight, self.write.weight
+        slots = self.write.out_features
+        read = torch.cat([self.smooth["read"]().T, self.read.weight[:, slots:]], dim=1)
+        return read, self.smooth["write"]()
 
     def forward(
         self, x_t: Float[Tensor, "b t w"], t: Float[Tensor, " b"], given: Bool[Tensor, "b t u"] | None = None
     ) -> Float[Tensor, "b t w"]:
         """x0_hat: means of numbers, probabilities of categories. `given` marks units shown without noise; they return as they are."""
-        mean, log_probability, _ = self.estimate(x_t, t, given)
-        x0 = log_probability.exp()
-        x0[..., self.process.number_slots] = mean
-        return x0 if given is None else torch.where(given[..., self.process.unit_of_slot], x_t, x0)
+        mean, out, _ = self._run(x_t, t, given)
+        x0 = self.process.blocks.probability(out)
+        if len(self.process.number_slots):
+            x0[..., self.process.number_slots] = mean
+        return x0 if given is None else torch.where(given.index_select(-1, self.process.unit_of_slot), x_t, x0)
 
     def estimate(
         self, x_t: Float[Tensor, "b t w"], t: Float[Tensor, " b"], given: Bool[Tensor, "b t u"] | None = None
@@ -106,35 +187,43 @@ class Denoiser(nn.Module):
 
         c_out (B, T n) is the scale of the network's part along each eigenvector: sqrt(lambda) sigma / sqrt(lambda + sigma^2).
         """
-        process, layout = self.process, self.process.layout
-        if given is None:
-            given = x_t.new_zeros((*x_t.shape[:-1], len(layout.units)), dtype=torch.bool)
-        noise_variance = (process.sigma(t)[:, None] * self.noise_scale) ** 2
-        total = self.variance + noise_variance
-        centred = x_t[..., process.number_slots].flatten(1) - self.mean
-        rotated = centred @ self.basis
-        c_skip, c_out, c_in = (
-            self.variance / total,
-            (self.variance * noise_variance / total).sqrt(),
-            total.rsqrt(),
-        )
+        mean, out, c_out = self._run(x_t, t, given)
+        return mean, self.process.blocks.log_probability(out), c_out
 
-        seen = x_t.clone()
-        seen[..., process.number_slots] = (rotated * c_in).view(len(x_t), self.length, -1)
-        level = self.level(time_features(t))
-        # Given numbers enter once more by themselves: scaled with the noisy ones they would vanish at high levels.
-        known = centred * given[..., process.number_units].flatten(1)
-        h = self.read(torch.cat([seen.flatten(1), known, given.flatten(1).to(x_t.dtype)], dim=-1))
+    def _run(
+        self, x_t: Float[Tensor, "b t w"], t: Float[Tensor, " b"], given: Bool[Tensor, "b t u"] | None
+    ) -> tuple[Float[Tensor, "b t n"], Float[Tensor, "b t w"], Float[Tensor, "b tn"]]:
+        """Mean of the numbers, logits of the categories, c_out."""
+        process, numbers = self.process, len(self.process.layout.number_units)
+        read, write = self._weights()
+        seen, level = x_t * self.visible, None
+        inputs = seen.flatten(1)
+        if numbers:
+            if given is None:
+                given = x_t.new_zeros((*x_t.shape[:-1], len(process.layout.units)), dtype=torch.bool)
+            noise_variance = (process.sigma(t)[:, None] * self.noise_scale) ** 2
+            total = self.variance + noise_variance
+            centred = x_t[..., process.number_slots].flatten(1) - self.mean
+            rotated = centred @ self.basis
+            c_skip, c_in = self.variance / total, total.rsqrt()
+            c_out = (self.variance * noise_variance / total).sqrt()
+            seen[..., process.number_slots] = (rotated * c_in).view(len(x_t), self.length, -1)
+            # Given numbers enter once more by themselves: scaled with the noisy ones they would vanish at high levels.
+            given_numbers = given[..., process.number_units].flatten(1).to(x_t.dtype)
+            inputs = torch.cat([seen.flatten(1), centred * given_numbers, given_numbers], dim=-1)
+            assert self.level is not None  # numbers have noise levels
+            level = self.level(time_features(t))
+        h = nn.functional.linear(inputs, read, self.read.bias)
         for block in self.blocks:
             h = block(h, level)
-        out = self.write(nn.functional.silu(self.norm(h))).view(len(x_t), self.length, -1)
-
+        out = nn.functional.linear(nn.functional.silu(self.norm(h)), write, self.write.bias)
+        out = out.view(len(x_t), self.length, -1)
+        if not numbers:
+            nothing = x_t.new_zeros((len(x_t), self.length, 0))
+            return nothing, out, nothing.flatten(1)
         correction = out[..., process.number_slots].flatten(1)
         mean = self.mean + (c_skip * rotated + c_out * correction) @ self.basis.T
-        log_probability = torch.zeros_like(out)
-        logits = process.blocks.pad(out).masked_fill(~process.blocks.valid, -1e9)
-        log_probability[..., process.blocks.slots] = process.blocks.unpad(logits.log_softmax(-1))
-        return mean.view(len(x_t), self.length, -1), log_probability, c_out
+        return mean.view(len(x_t), self.length, -1), out, c_out
 
 
 def time_features(t: Float[Tensor, " b"]) -> Float[Tensor, "b f"]:

@@ -1,7 +1,8 @@
 """What training minimises, and how its batches are corrupted.
 
-Denoising score matching (Vincent 2011) with the weights of EDM (Karras et al. 2022) and learned uncertainty per level
-(Karras et al. 2024). Every source of randomness is an argument.
+Numbers: denoising score matching (Vincent 2011) with the weights of EDM (Karras et al. 2022) and learned uncertainty per
+level (Karras et al. 2024). Categories: the bound of masked diffusion on the negative log-likelihood. Every source of
+randomness is an argument.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from tabdiff.nn.denoiser import Denoiser, time_features
 
 
 class Uncertainty(nn.Module):
-    """u(t): log of the error to be expected at each noise level, per number direction and per category.
+    """u(t): log of the error to be expected at each noise level, per number direction.
 
     Dividing by exp(u) and adding u (Karras et al. 2024, eq. 14 and 21; Kendall et al. 2018) gives every level and every
-    column the same say, whatever its difficulty.
+    direction the same say, whatever its difficulty, and puts numbers in the units of categories, a log-likelihood.
     """
 
     def __init__(self, outputs: int) -> None:
@@ -40,30 +41,31 @@ def denoising_loss(
     present: Bool[Tensor, "b t u"],
     t: Float[Tensor, " b"],
     noise: Float[Tensor, "b t u"],
-    given: Bool[Tensor, "b t u"],
+    given: Bool[Tensor, "b t u"] | None = None,
 ) -> Float[Tensor, ""]:
     """Weighted denoising error: numbers in units of c_out per eigenvector (EDM's weight), categories by cross-entropy.
 
-    Cells that are given or absent do not count.
+    Cells that are given or absent do not count. The mean cross-entropy of the masked categories of a row counts as often as
+    the row has categories: over a uniform share of masks that bounds the negative log-likelihood of all of them (Hoogeboom
+    et al. 2022, eq. 4).
     """
     process, layout = denoiser.process, denoiser.process.layout
     x_t = process.corrupt(x, t, noise, given)
     mean, log_probability, c_out = denoiser.estimate(x_t, t, given)
-    free = present & ~given
-    u = uncertainty(t)
+    free = present if given is None else present & ~given
     directions = denoiser.mean.numel()
-    loss = u.new_zeros(len(x))
+    loss = x.new_zeros(len(x))
     if directions:
+        u = uncertainty(t)
         counts = free[..., process.number_units].to(x.dtype)
         error = ((mean - x[..., process.number_slots]) * counts).flatten(1) @ denoiser.basis / c_out
         weight = counts.mean(dim=(1, 2))[:, None]
-        loss = loss + (error.square() * torch.exp(-u[:, :directions]) + weight * u[:, :directions]).sum(-1)
-    blocks = process.blocks
-    masked = blocks.masked(x_t) & free[..., blocks.units]
-    entropy = -blocks.total(x * log_probability)
-    u_c = u[:, None, directions:]
-    loss = loss + (masked * (entropy * torch.exp(-u_c) + u_c)).sum((1, 2))
-    mean_loss: Tensor = loss.mean() / (directions + len(layout.category_units) * denoiser.length)
+        loss = loss + (error.square() * torch.exp(-u) + weight * u).sum(-1)
+    blocks, categories = process.blocks, len(layout.category_units) * denoiser.length
+    masked = (blocks.masked(x_t) & free[..., blocks.units]).to(x.dtype)
+    entropy = -blocks.total(x * log_probability) * masked
+    loss = loss + categories * entropy.sum((1, 2)) / masked.sum((1, 2)).clamp_min(1.0)
+    mean_loss: Tensor = loss.mean() / (directions + categories)
     return mean_loss
 
 

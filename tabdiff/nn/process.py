@@ -8,6 +8,7 @@ probability ``t``. One ``t`` in [0, 1] drives both; 0 is data, 1 is noise. Rando
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class MixedProcess(nn.Module):
     number_slots: Tensor
     number_units: Tensor
     unit_of_slot: Tensor
+    unit_slots: Tensor
 
     def __init__(
         self, layout: Layout, sigma_min: float, sigma_max: float, rho: float, basis: Tensor, scale: Tensor
@@ -43,6 +45,9 @@ class MixedProcess(nn.Module):
         self.register_buffer("number_slots", torch.as_tensor(layout.number_slots), persistent=False)
         self.register_buffer("number_units", torch.tensor(layout.number_units, dtype=torch.long), persistent=False)
         self.register_buffer("unit_of_slot", torch.as_tensor(layout.unit_of_slot), persistent=False)
+        unit_slots = np.zeros((len(layout.units), layout.model_width), np.float32)
+        unit_slots[layout.unit_of_slot, np.arange(layout.model_width)] = 1.0
+        self.register_buffer("unit_slots", torch.as_tensor(unit_slots), persistent=False)  # (U, W)
 
     def sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """Noise level at time t (Karras et al. 2022, eq. 5, read as a function of continuous time)."""
@@ -58,11 +63,13 @@ class MixedProcess(nn.Module):
         given: Bool[Tensor, "b t u"] | None = None,
     ) -> Float[Tensor, "b t w"]:
         """x_t: noise of level sigma(t) on numbers, a mask with probability t on categories; `given` units stay as they are."""
-        if given is None:
-            given = torch.zeros_like(noise, dtype=torch.bool)
-        shown = (noise >= t[:, None, None]) | given
-        shown[..., self.number_units] = True
-        x_t = x * shown[..., self.unit_of_slot]
+        shown = noise >= t[:, None, None]
+        shown = shown if given is None else shown | given
+        # Products with a 0/1 matrix instead of copies slot by slot: several times faster on a CPU.
+        x_t = x * (shown.to(x.dtype) @ self.unit_slots)
+        if not len(self.number_slots):
+            return x_t
+        given = torch.zeros_like(shown) if given is None else given
         numbers = x[..., self.number_slots]
         noisy = numbers + self.sigma(t)[:, None, None] * self.shape_noise(noise[..., self.number_units])
         x_t[..., self.number_slots] = torch.where(given[..., self.number_units], numbers, noisy)
@@ -96,16 +103,16 @@ class MixedProcess(nn.Module):
         block by inverse CDF; a shown cell stays (Sahoo et al. 2024, eq. 6, where a cell is revealed between t and s with
         probability 1 - s/t: when is the caller's choice).
         """
-        sigma_t, sigma_s = self.sigma(t), torch.where(s > 0, self.sigma(s), 0.0)
-        ratio = sigma_s / sigma_t
-        up = churn * sigma_s * (1 - ratio**2).sqrt()
-        keep = ((sigma_s**2 - up**2).clamp_min(0).sqrt() / sigma_t)[:, None, None]
-        x_s = x.clone()
-        x_n, x0_n = x[..., self.number_slots], x0[..., self.number_slots]
-        fresh = up[:, None, None] * self.shape_noise(noise[..., self.number_units])
-        x_s[..., self.number_slots] = keep * x_n + (1 - keep) * x0_n + fresh
-        blocks = self.blocks
-        drawn = blocks.draw(x0, noise[..., blocks.units])
-        fresh_cells = (blocks.masked(x) & reveal[..., blocks.units])[..., blocks.unit_of_slot]
-        x_s[..., blocks.slots] = torch.where(fresh_cells, drawn, x[..., blocks.slots])
-        return x_s
+        x_s, blocks = x, self.blocks
+        if len(self.number_slots):
+            sigma_t, sigma_s = self.sigma(t), torch.where(s > 0, self.sigma(s), 0.0)
+            ratio = sigma_s / sigma_t
+            up = churn * sigma_s * (1 - ratio**2).sqrt()
+            keep = ((sigma_s**2 - up**2).clamp_min(0).sqrt() / sigma_t)[:, None, None]
+            x_n, x0_n = x[..., self.number_slots], x0[..., self.number_slots]
+            fresh = up[:, None, None] * self.shape_noise(noise[..., self.number_units])
+            x_s = x.clone()
+            x_s[..., self.number_slots] = keep * x_n + (1 - keep) * x0_n + fresh
+        # Masked blocks are all zeros, so what is drawn is added.
+        fresh_cells = (blocks.masked(x) & reveal[..., blocks.units]).to(x.dtype)
+        return x_s + blocks.draw(x0, noise[..., blocks.units]) * blocks.spread(fresh_cells)

@@ -183,15 +183,12 @@ class Step(nn.Module):
         """
         process = self.denoiser.process
         x0 = self.denoiser(x, t, given)
-        blocks = process.blocks
-        possible = x0 * allowed
-        share = possible[..., blocks.slots] / blocks.total(possible)[..., blocks.unit_of_slot].clamp_min(1e-12)
-        x0[..., blocks.slots] = share
+        blocks, numbers = process.blocks, process.number_slots
+        share = blocks.normalise(x0 * (allowed * blocks.member))
+        if not len(numbers):
+            return process.step(x, share, t, s, noise, reveal, churn), share
+        x0 = x0 * (1 - blocks.member) + share
         target = x0.clone()
-        numbers = x0[..., process.number_slots]
-        target[..., process.number_slots] = numbers + extrapolate[:, None, None] * (
-            numbers - previous[..., process.number_slots]
-        )
+        target[..., numbers] += extrapolate[:, None, None] * (x0[..., numbers] - previous[..., numbers])
         x_s = process.step(x, target, t, s, noise, reveal, churn)
-        known = given[..., process.unit_of_slot]
-        return torch.where(known, x, x_s), x0
+        return torch.where(given[..., process.unit_of_slot], x, x_s), x0

@@ -33,7 +33,8 @@ from tabdiff.nn.objective import (
     fill_gated,
 )
 
-_EPOCHS = 400  # how often a small table is seen at most
+_EPOCHS = 30  # how often each row is seen; conditional distributions overfit after that
+_LEAST_STEPS = 600  # but a small table needs more
 _HELD_OUT_ROWS = 2048
 _PROGRESS = ("step", "steps", "best", "worse", "elapsed", "finished", "identity")
 _COMPUTE = 1.6e12  # floating-point operations of the default budget; about 40 s of one core of 2020
@@ -88,11 +89,13 @@ def train(
     Raises:
         TrainingError: the loss is not finite, or the checkpoint is of another fit.
     """
-    state = _State.create(denoiser, config, planned_steps(denoiser, config, len(x)), identity)
+    steps = planned_steps(denoiser, config, len(x))
+    denoiser.unfold()
+    state = _State.create(denoiser, config, steps, planned_batch(config, len(x)), identity)
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint)
         if state.finished:
-            denoiser.load_state_dict(state.best_weights)
+            state.finish()
             yield state.event(loss=math.nan, held_out=state.best, rate=0.0)
             return
     device = denoiser.mean.device
@@ -119,20 +122,25 @@ def train(
         finished = state.judge(current, out_of_time)
         if checkpoint is not None:
             state.save(checkpoint)
-        rate = counted * config.batch_size / max(now - since, 1e-9)
+        rate = counted * state.batch / max(now - since, 1e-9)
         if finished:
-            denoiser.load_state_dict(state.best_weights)
+            state.finish()
         yield state.event(loss, current, rate)
         total, counted, since = torch.zeros((), device=device), 0, time.monotonic()
 
 
+def planned_batch(config: TrainConfig, rows: int) -> int:
+    """`config.batch_size`, or a power of two from 32 to 256 that leaves a small table enough gradient steps an epoch."""
+    return config.batch_size or min(256, max(32, 2 ** int(math.log2(max(rows, 8) / 8))))
+
+
 def planned_steps(denoiser: Denoiser, config: TrainConfig, rows: int) -> int:
-    """`config.steps`, or as many as the default amount of computation allows, and fewer for few rows."""
+    """`config.steps`, or `_EPOCHS` passes over the rows as far as the default amount of computation allows."""
     if config.steps is not None:
         return config.steps
-    parameters = sum(p.numel() for p in denoiser.parameters())
-    affordable = max(500, _COMPUTE / (6 * parameters * config.batch_size))
-    return int(min(20_000, affordable, max(1000, _EPOCHS * rows / config.batch_size)))
+    batch = planned_batch(config, rows)
+    affordable = _COMPUTE / (6 * sum(p.numel() for p in denoiser.parameters()) * batch)
+    return int(max(_LEAST_STEPS, min(affordable, _EPOCHS * rows / batch)))
 
 
 @dataclass
@@ -146,6 +154,7 @@ class _State:
     best_weights: dict[str, Tensor]
     config: TrainConfig
     steps: int
+    batch: int
     identity: str
     step: int = 0
     best: float = math.inf
@@ -154,9 +163,8 @@ class _State:
     finished: str | None = None
 
     @classmethod
-    def create(cls, denoiser: Denoiser, config: TrainConfig, steps: int, identity: str) -> _State:
-        layout = denoiser.process.layout
-        uncertainty = Uncertainty(denoiser.mean.numel() + len(layout.category_units)).to(denoiser.mean.device)
+    def create(cls, denoiser: Denoiser, config: TrainConfig, steps: int, batch: int, identity: str) -> _State:
+        uncertainty = Uncertainty(max(1, denoiser.mean.numel())).to(denoiser.mean.device)
         parameters = [*denoiser.parameters(), *uncertainty.parameters()]
         optimizer = torch.optim.AdamW(
             parameters,
@@ -166,7 +174,7 @@ class _State:
             fused=True,
         )
         weights = {name: value.detach().clone() for name, value in denoiser.state_dict().items()}
-        return cls(denoiser, uncertainty, optimizer, weights, copy.deepcopy(weights), config, steps, identity)
+        return cls(denoiser, uncertainty, optimizer, weights, copy.deepcopy(weights), config, steps, batch, identity)
 
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine to 0 over the planned steps."""
@@ -192,17 +200,17 @@ class _State:
         """One gradient step; returns its loss without waiting for the device."""
         config, device = self.config, x.device
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        rows = torch.randint(len(x), (config.batch_size,), generator=generator).to(device)
-        batch = fill_gated(x[rows], self.denoiser.process.layout, generator)
+        rows = torch.randint(len(x), (self.batch,), generator=generator).to(device)
+        layout = self.denoiser.process.layout
+        batch = fill_gated(x[rows], layout, generator)
         # One stratified draw of levels per batch: less variance than independent ones (Kingma et al. 2021, appendix I.1).
         offset = torch.rand((), generator=generator)
-        t = ((torch.arange(config.batch_size) + offset) / config.batch_size).clamp_min(1e-4).to(device)
-        noise = decouple_categories(
-            draw_noise(self.denoiser.process.layout, (config.batch_size, x.shape[1]), generator),
-            self.denoiser.process.layout,
-            generator,
-        ).to(device)
-        given = draw_given(self.denoiser.process.layout, present[rows], config.condition_share, generator)
+        t = ((torch.arange(self.batch) + offset) / self.batch).clamp_min(1e-4).to(device)
+        noise = draw_noise(layout, (self.batch, x.shape[1]), generator).to(device)
+        given = None
+        if layout.number_units:  # a category that is given looks like one that is not masked yet
+            noise = decouple_categories(noise.cpu(), layout, generator).to(device)
+            given = draw_given(layout, present[rows], config.condition_share, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.denoiser.train()
@@ -236,6 +244,11 @@ class _State:
         elif out_of_time:
             self.finished = "time"
         return self.finished is not None
+
+    def finish(self) -> None:
+        """Leave the best averaged weights in the denoiser, as plain ones."""
+        self.denoiser.load_state_dict(self.best_weights)
+        self.denoiser.fold()
 
     def save(self, folder: Path) -> None:
         """Replace the checkpoint folder at once."""
@@ -315,7 +328,7 @@ def _held_out_loss(x: Tensor, present: Tensor, state: _State, config: TrainConfi
     order = torch.randperm(len(x), generator=generator)
     t = ((order + 0.5) / len(x)).to(x.device)
     noise = draw_noise(layout, tuple(x.shape[:2]), generator).to(x.device)
-    given = draw_given(layout, present, config.condition_share, generator)
+    given = draw_given(layout, present, config.condition_share, generator) if layout.number_units else None
     averaged_model = copy.deepcopy(state.denoiser).eval()
     plain = Uncertainty(state.uncertainty.linear.out_features).to(x.device)
 
