@@ -299,7 +299,7 @@ def full_disk(tmpfs: Path) -> Callable[[Bench, random.Random], Callable[[], None
         bench.grow()
         filler = tmpfs / "filler"
         free = shutil.disk_usage(tmpfs).free
-        filler.write_bytes(b"x" * max(0, free - rng.randrange(0, 60_000)))
+        filler.write_bytes(b"x" * max(0, free - rng.randrange(0, 250_000)))
         return filler.unlink
 
     return disturb

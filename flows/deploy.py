@@ -279,9 +279,9 @@ def initialise(workspace: Workspace, notify: str | None = None) -> dict[str, Any
         block = Block.load(notify)._block_document_id if notify else None  # type: ignore[union-attr]
         for automation in automations(block):
             try:
-                Automation.read(name=automation.name)
+                _ = Automation.read(name=automation.name)
             except ValueError:
-                automation.create()  # type: ignore[unused-coroutine]
+                automation.create()
                 made.append(automation.name)
     except ValueError as error:
         raise ConfigError(

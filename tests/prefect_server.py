@@ -33,14 +33,14 @@ class Server:
     environment: dict[str, str]
     logs: Path
 
-    def client(self) -> httpx.Client:
+    @contextmanager
+    def client(self) -> Iterator[httpx.Client]:
         """A client with the password and, as CSRF protection asks for it, a token."""
-        client = httpx.Client(
-            base_url=self.address, auth=self.auth, timeout=60, verify=False
-        )  # loopback; certificates take long to load
-        token = client.get("/csrf-token", params={"client": "tests"}).json()["token"]
-        client.headers.update({"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"})
-        return client
+        # On loopback; certificates take long to load.
+        with httpx.Client(base_url=self.address, auth=self.auth, timeout=60, verify=False) as client:
+            token = client.get("/csrf-token", params={"client": "tests"}).json()["token"]
+            client.headers.update({"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"})
+            yield client
 
     def ask(self, path: str, **body: Any) -> Any:
         with self.client() as client:

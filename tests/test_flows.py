@@ -134,7 +134,8 @@ def test_train_draw_and_watch_as_flows(server: Server) -> None:
     assert wanted.items() <= keys.items()
     assert "tabdiff-report-second" in keys
     kept = [path.read_bytes() for path in (server.workspace.home / "results").rglob("*") if path.is_file()]
-    assert all(json.loads(content)["metadata"]["serializer"]["type"] == "json" for content in kept if content)
+    assert len(kept) >= 4
+    assert all(isinstance(json.loads(content), dict) for content in kept)
 
 
 def test_init_creates_what_watches_once(server: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
@@ -371,6 +372,21 @@ def test_gc_takes_left_overs_and_what_is_old_but_nothing_referenced(scored: Work
     with pytest.raises(StoreError, match="retired by gc"):
         scored.models.promote("m", 2)
     assert scored.clean(grace=0).left_over == []
+
+
+def test_gc_takes_checkpoints_that_nobody_works_on(tmp_path: Path) -> None:
+    workspace = Workspace.create(tmp_path / "home")
+    work = workspace.home / "work"
+    for name in ("dead", "alive", ".dead.12ab.old"):
+        (work / name).mkdir()
+        (work / name / "weights").write_text("x")
+    (work / "dead.lock").touch()
+    with (work / "alive.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert workspace.clean().left_over == []  # a later training may go on from it for a week
+        assert sorted(workspace.clean(grace=0).left_over) == ["work/.dead.12ab.old", "work/dead"]
+    assert (work / "alive" / "weights").exists()
+    assert not (work / "dead").exists()
 
 
 def test_gc_does_not_believe_a_clock_that_jumped(scored: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import shutil
 import time
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ class Cleaned:
     synthetic: list[str] = field(default_factory=list)
     alerts: int = 0
     bytes: int = 0
+
+
+_KEEP_CHECKPOINTS = 7 * 86_400.0  # seconds; the training of the next night may go on from one
 
 
 class _NotReallyError(Exception):
@@ -81,6 +85,7 @@ def clean(
             database.write(sweep)
     # Rows first, files after: what a crash between the two leaves is a left-over for the next time.
     database.write(lambda connection: _sweep_files(connection, home, database, grace, done, dry_run))
+    _sweep_checkpoints(home, max(grace, _KEEP_CHECKPOINTS) if grace else 0.0, done, dry_run)
     return done
 
 
@@ -153,6 +158,23 @@ def _sweep_files(
             done.bytes += size
         if not dry_run:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _sweep_checkpoints(home: Path, grace: float, done: Cleaned, dry_run: bool) -> None:
+    """Checkpoints that no later training went on with. One that is at work holds the lock beside its checkpoint."""
+    for path in sorted((home / "work").iterdir()):
+        if abs(time.time() - path.stat().st_mtime) < grace:
+            continue
+        with (home / "work" / f"{path.name.lstrip('.').partition('.')[0]}.lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            if path.suffix != ".lock":
+                done.left_over.append(str(path.relative_to(home)))
+                done.bytes += _size(path)
+            if not dry_run:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _candidates(home: Path) -> Iterator[Path]:
