@@ -27,6 +27,7 @@ _STATES = 32  # categories tried, the most frequent first
 _REFINED, _POLISHED = 6, 6  # numbers tried around the best one, in so many columns
 _BEAM, _PARTNERS = 3, 8  # sets of columns that are followed, and columns tried beside each
 _LIKELY = 3  # categories named
+_ALTERNATIVE = 0.25  # weight of columns that might be repaired instead
 
 Judge = Callable[[Encoded], tuple[Any, Any, Any]]  # rows to score, p-value (N,) and contributions (N, C)
 Changes = dict[int, Any]  # column to plain value
@@ -339,7 +340,8 @@ class Explainer:
         """Parts of the score: for each column the mean of what goes away when it alone is repaired, and when it is repaired last.
 
         First and last are the two ends of the orders that a Shapley value averages over; with two columns they are all. Columns
-        outside the repair have no part in the latter. The parts are scaled to sum to the score.
+        outside the repair have no part in the latter, and count for less: what they would do, the repair has done. The parts
+        are scaled to sum to the score.
         """
         drops = np.maximum(score[:, None] - [[edit.score for edit in own] for own in firsts], 0.0)
         last = np.zeros_like(drops)
@@ -347,6 +349,7 @@ class Explainer:
             columns = list(repair.changes)
             before = self._judged(self._without(repair))[0] if len(columns) > 1 else score[[row]]
             last[row, columns] = np.maximum(before - repair.score, 0.0)
+            drops[row, [column for column in range(drops.shape[1]) if column not in repair.changes]] *= _ALTERNATIVE
         parts = drops + last
         total = parts.sum(axis=1, keepdims=True)
         share = np.where(total > 0, parts / np.where(total > 0, total, 1.0), 1.0 / parts.shape[1])
