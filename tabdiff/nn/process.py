@@ -2,8 +2,9 @@
 
 Numbers follow the variance-exploding process of EDM (Karras et al. 2022), ``x_t = x_0 + sigma(t) R n``, with ``R`` the
 identity (*gaussian*) or a square root of the shrunk training covariance (*anisotropic*: the noise is shaped like the
-data). Categories follow masked diffusion (MDLM, Sahoo et al. 2024): at time ``t`` a cell is masked, all zeros, with
-probability ``t``. One ``t`` in [0, 1] drives both; 0 is data, 1 is noise. Randomness is always an argument.
+data). Categories, among them the bins of numbers, follow masked diffusion (MDLM, Sahoo et al. 2024): at time ``t`` a cell
+is masked, all zeros, with probability ``t``. One ``t`` in [0, 1] drives both; 0 is data, 1 is noise. Details have no
+part in it. Randomness is always an argument.
 """
 
 from __future__ import annotations

@@ -1,0 +1,161 @@
+"""Synthetic rows beside peers: fidelity, detector, utility, privacy and speed on mixed tables.
+
+    OMP_NUM_THREADS=1 python benchmarks/synthesis.py DATA [--tables adult ...] [--seeds 0 1 2] [--peer tabularargn=FOLDER]
+
+DATA is a folder of `NAME.parquet`. A table is shuffled by the seed; its first half (at most `--rows`) trains, as many
+further rows are the holdout. Every method draws as many rows as it was fitted on. A peer that lives in an environment of
+its own is measured by what it wrote: `--write-training FOLDER` writes the training rows as FOLDER/NAME-SEED.parquet, and
+`--peer name=FOLDER` reads synthetic rows from FOLDER/NAME-SEED.csv and, if it is there, `{"fit": CPU-s, "sample": CPU-s}`
+from FOLDER/NAME-SEED.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from sklearn.neighbors import NearestNeighbors
+
+import tabdiff
+from tabdiff.errors import TabdiffError
+from tabdiff.evaluate import fidelity, privacy, utility
+from tabdiff.evaluate.detection import encode_for_controls
+
+TARGETS = {
+    "adult": "income",
+    "default": "default payment next month",
+    "telco": "Churn",
+    "california": "median_house_value",
+    "churn_iran": "Churn",
+    "insurance": "charges",
+    "taxis": "fare",
+}
+# Ids, dates and the split marks of a source say nothing about a row.
+LEFT_OUT = ("split", "customerID", "pickup", "dropoff")
+METRICS = ("shape", "trend", "trend all", "detector", "utility", "closest", "copies", "fit s", "rows/s")
+Timed = tuple[pl.DataFrame, float, float]
+
+
+def read(path: Path, rows: int, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    frame = pl.read_parquet(path)
+    frame = frame.drop([name for name in LEFT_OUT if name in frame.columns])
+    if "TotalCharges" in frame.columns:  # numbers kept as text
+        frame = frame.with_columns(pl.col("TotalCharges").cast(pl.Float64, strict=False))
+    frame = frame.sample(fraction=1, shuffle=True, seed=seed)
+    count = min(rows, frame.height // 2)
+    return frame[:count], frame[count : 2 * count]
+
+
+def ours(train: pl.DataFrame, seed: int) -> Timed:
+    config = tabdiff.FitConfig.model_validate({"train": {"seed": seed}})
+    started = time.process_time()
+    model = tabdiff.fit(train, config)
+    fitted = time.process_time()
+    return model.sample(train.height, seed=seed), fitted - started, time.process_time() - fitted
+
+
+def smote(train: pl.DataFrame, seed: int, neighbours: int = 5) -> Timed:
+    """Interpolate a row and one of its nearest neighbours; a category comes from either (Chawla et al. 2002, SMOTE-NC)."""
+    started, rng = time.process_time(), np.random.default_rng(seed)
+    features, _ = encode_for_controls(train, train)
+    places = NearestNeighbors(n_neighbors=neighbours + 1).fit(features).kneighbors(features)[1][:, 1:]
+    fitted = time.process_time()
+    first = rng.integers(0, train.height, train.height)
+    second = places[first, rng.integers(0, neighbours, train.height)]
+    share = rng.random(train.height)
+    columns = []
+    for column in train.get_columns():
+        left, right = column.gather(first), column.gather(second)
+        if column.dtype.is_numeric():
+            between = left.cast(pl.Float64) + pl.Series(share) * (right.cast(pl.Float64) - left.cast(pl.Float64))
+            columns.append((between.round() if column.dtype.is_integer() else between).cast(column.dtype))
+        else:
+            columns.append(left.zip_with(pl.Series(share < 0.5), right))
+    return pl.DataFrame(columns), fitted - started, time.process_time() - fitted
+
+
+def judge(train: pl.DataFrame, holdout: pl.DataFrame, synthetic: pl.DataFrame, target: str, seed: int) -> list[float]:
+    synthetic = synthetic.select(train.columns)
+    trend = fidelity.trend_error(train, synthetic)
+    return [
+        fidelity.shape_error(train, synthetic).mean,
+        trend.strong_mean,
+        trend.mean,
+        fidelity.detector_auc(train, synthetic, seed),
+        utility.train_on_synthetic(train, synthetic, holdout, target, seed).synthetic,
+        privacy.distance_to_closest_record_share(train, holdout, synthetic, seed).share,
+        float(privacy.exact_copies(train, synthetic, holdout).copies),
+    ]
+
+
+def peer(folder: Path, name: str, seed: int, train: pl.DataFrame) -> Timed | None:
+    path = folder / f"{name}-{seed}.csv"
+    if not path.exists():
+        return None
+    texts = pl.read_csv(path, infer_schema=False, null_values=[""])
+    casts = []
+    for column, dtype in train.schema.items():
+        number = pl.col(column).cast(pl.Float64)
+        casts.append((number.round().cast(dtype) if dtype.is_integer() else number) if dtype.is_numeric() else column)
+    seconds = {"fit": float("nan"), "sample": float("nan")}
+    if path.with_suffix(".json").exists():
+        seconds |= json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return texts.select(casts), seconds["fit"], seconds["sample"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--tables", nargs="+", default=list(TARGETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--rows", type=int, default=10_000, help="training rows at most")
+    parser.add_argument("--methods", nargs="+", default=["tabdiff", "smote", "independent", "holdout"])
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--write-training", type=Path, help="write training rows for peers, and stop")
+    options = parser.parse_args()
+    peers = {entry.partition("=")[0]: Path(entry.partition("=")[2]) for entry in options.peer}
+    print(f"{'table':12} {'method':14} " + " ".join(f"{metric:>16}" for metric in METRICS))
+    for table in options.tables:
+        found: dict[str, list[list[float]]] = {}
+        for seed in options.seeds:
+            train, holdout = read(options.data / f"{table}.parquet", options.rows, seed)
+            if options.write_training:
+                options.write_training.mkdir(parents=True, exist_ok=True)
+                train.write_parquet(options.write_training / f"{table}-{seed}.parquet")
+                continue
+            methods: dict[str, Callable[[], Timed | None]] = {
+                "tabdiff": lambda: ours(train, seed),  # noqa: B023 - called before the loop goes on
+                "smote": lambda: smote(train, seed),  # noqa: B023
+                "independent": lambda: (fidelity.independent_columns(train, train.height, seed), 0.0, float("nan")),  # noqa: B023
+                "holdout": lambda: (holdout, 0.0, float("nan")),  # noqa: B023
+            }
+            chosen = {name: methods[name] for name in options.methods}
+            chosen |= {name: lambda folder=folder: peer(folder, table, seed, train) for name, folder in peers.items()}  # noqa: B023
+            for name, make in chosen.items():
+                try:
+                    made = make()
+                except TabdiffError as error:
+                    print(f"{table:12} {name:14} {error}")
+                    continue
+                if made is None:
+                    continue
+                rows, fit, draw = made
+                found.setdefault(name, []).append(
+                    [*judge(train, holdout, rows, TARGETS[table], seed), fit, rows.height / draw]
+                )
+        for name, runs in found.items():
+            values = np.array(runs)
+            cells = [
+                f"{mean:.3f}" + (f" ± {spread:.3f}" if len(runs) > 1 else "")
+                for mean, spread in zip(values.mean(axis=0), values.std(axis=0), strict=True)
+            ]
+            print(f"{table:12} {name:14} " + " ".join(f"{cell:>16}" for cell in cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()
