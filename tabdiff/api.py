@@ -18,6 +18,7 @@ from tabdiff.config import FitConfig
 from tabdiff.errors import TABLE, ConfigError, Problem, SchemaError
 from tabdiff.files import fingerprint
 from tabdiff.layout import Layout
+from tabdiff.memory import remember
 from tabdiff.model import Model
 from tabdiff.nn.assemble import build_denoiser, build_score
 from tabdiff.nn.calibrate import calibrate
@@ -122,7 +123,10 @@ def _fit(
         schema,
         codec,
         calibration.to_json(),
-        _describe(denoiser, report),
+        {
+            **_describe(denoiser, report),
+            "sampling": remember(schema, codec, conformed, train_rows, held_out_rows, data, config),
+        },
         {f"score.{name}": value.cpu().numpy() for name, value in score.state_dict().items()},
         data,
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tabdiff.commands import about, tables
+from tabdiff.commands import about, evaluation, synthesis, tables
 from tabdiff.commands.common import reported
 
 _HELP = """One diffusion model of a table: anomaly scores with reasons, and synthetic rows.
@@ -51,8 +51,11 @@ def _options(version: VersionOption = False) -> None:
 for _command in (
     tables.fit,
     tables.score,
-    tables.sample,
-    tables.impute,
+    synthesis.sample,
+    synthesis.translate,
+    synthesis.impute,
+    synthesis.constraints,
+    evaluation.evaluate,
     about.show,
     about.config,
     about.doctor,

@@ -84,13 +84,18 @@ def draw(
     condition: Condition,
     config: SampleConfig,
     seed: int,
+    strength: float = 1.0,
 ) -> Iterator[Float32[np.ndarray, "b t w"]]:
-    """Yield clean encoded windows, block after block, as many as the condition has rows."""
+    """Yield clean encoded windows, block after block, as many as the condition has rows.
+
+    With `strength` below 1 cells that are not given start from `condition.x` noised to that time, not from pure noise
+    (SDEdit, Meng et al. 2022): the rows come out like those they started from.
+    """
     total, length = condition.x.shape[:2]
     for block, start in enumerate(range(0, total, _BLOCK_ROWS)):
         rows = min(_BLOCK_ROWS, total - start)
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block,)))
-        yield _denoise(runtime, layout, schedule, condition[start : start + rows], config, rng, length)
+        yield _denoise(runtime, layout, schedule, condition[start : start + rows], config, rng, length, strength)
 
 
 def _denoise(
@@ -101,6 +106,7 @@ def _denoise(
     config: SampleConfig,
     rng: np.random.Generator,
     length: int,
+    strength: float,
 ) -> Float32[np.ndarray, "b t w"]:
     rows = len(condition.x)
     known = condition.given[..., layout.unit_of_slot]
@@ -109,10 +115,17 @@ def _denoise(
         # Drawn for a full block, so that the first rows of a block do not depend on how many follow.
         return layout.draw(rng, _BLOCK_ROWS, length)[:rows]
 
-    x = np.where(known, condition.x, schedule.prior(layout, noise()))
+    start = schedule.prior(layout, noise())
     reveal_at = _reveal_times(layout, rng, length)[:rows]
+    if strength < 1:
+        # A category is masked at time t with probability t: those that would be revealed before `strength` are not.
+        masked = (reveal_at <= strength)[..., layout.unit_of_slot]
+        start *= schedule.sigma(strength) / schedule.sigma_max
+        start[..., layout.number_slots] += condition.x[..., layout.number_slots]
+        start[..., layout.category_slots] = np.where(masked, start, condition.x)[..., layout.category_slots]
+    x = np.where(known, condition.x, start)
     previous, previous_t = np.zeros_like(x), None
-    times = np.linspace(1.0, 0.0, config.steps + 1).tolist()
+    times = np.linspace(strength, 0.0, config.steps + 1).tolist()
     for t, s in itertools.pairwise(times):
         extrapolate = 0.0
         if config.sampler == "dpmpp_2m" and previous_t is not None and s > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,11 +43,17 @@ class Validity(Report):
         return tuple(check for check in self.checks if not check.passed)
 
 
-def validity(real: pl.DataFrame, synthetic: pl.DataFrame) -> Validity:
+def validity(
+    real: pl.DataFrame,
+    synthetic: pl.DataFrame,
+    constraints: Sequence[tuple[str, Mask]] = (),
+    more: Sequence[Check] = (),
+) -> Validity:
     """Check columns, dtypes, ranges, levels and missing values of a synthetic table against the real one.
 
     A row is invalid if it has a number outside the real range, a level that the real column lacks, or a
-    missing value where the real column has none. The order of the columns does not matter.
+    missing value where the real column has none, or if it breaks one of the `constraints`: what each says, and the
+    synthetic rows (n,) that break it. The order of the columns does not matter. Checks `more` are listed too.
     """
     require_rows(real, "real")
     lacking = [name for name in real.columns if name not in synthetic.columns]
@@ -62,6 +69,11 @@ def validity(real: pl.DataFrame, synthetic: pl.DataFrame) -> Validity:
             more, bad = _check_column(real[name], synthetic[name])
             checks += more
             invalid |= bad
+    for rule, bad in constraints:
+        count = int(bad.sum())
+        checks.append(Check(TABLE, rule, not count, f"{count} of {synthetic.height} rows break it"))
+        invalid |= bad
+    checks += more
     checks.sort(key=lambda check: check.passed)
     return Validity(tuple(checks), float(100 * invalid.mean()) if len(invalid) else 0.0)
 
