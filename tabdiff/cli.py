@@ -56,6 +56,7 @@ for _command in (
     synthesis.impute,
     synthesis.constraints,
     evaluation.evaluate,
+    evaluation.augment_check,
     about.show,
     about.config,
     about.doctor,

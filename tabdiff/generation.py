@@ -29,7 +29,7 @@ from tabdiff.sampling import Condition, NoiseSchedule, draw
 from tabdiff.schema import Column, Kind, Schema
 
 LEAST_ACCEPTANCE = 0.001
-_TRIED_BEFORE_GIVING_UP, _MOST_TRIES_OF_A_ROW, _WIDEST = 2000, 4096, 64
+_TRIED_BEFORE_GIVING_UP, _IDLE_BEFORE_GIVING_UP, _WIDEST = 2000, 5000, 64
 
 Judge = Callable[[pl.DataFrame], Any]
 _Test = Callable[[pl.DataFrame, pl.DataFrame], Bool[np.ndarray, " rows"]]
@@ -153,7 +153,7 @@ class Generator:
         tests = self._tests(request)
         pending = np.arange(request.rows)
         accepted: list[tuple[Any, pl.DataFrame]] = []
-        drawn = repaired = tried = attempt = 0
+        drawn = repaired = idle = attempt = 0
         broken: dict[str, int] = {}
         while len(pending):
             width = min(2**attempt, _WIDEST) if attempt else 1
@@ -172,9 +172,10 @@ class Generator:
                 bad |= hit
             keep, pending = _first_good(asked, bad, width)
             accepted.append((asked[keep], frame[keep]))
-            drawn, repaired, tried, attempt = drawn + len(asked), repaired + mended, tried + width, attempt + 1
+            drawn, repaired, attempt = drawn + len(asked), repaired + mended, attempt + 1
+            idle = 0 if len(keep) else idle + len(asked)
             if len(pending):
-                self._give_up(request.rows - len(pending), drawn, tried, broken)
+                _give_up(request.rows - len(pending), drawn, idle, broken)
         place = np.argsort(np.concatenate([places for places, _ in accepted]), kind="stable")
         frame = pl.concat([table for _, table in accepted])[place]
         report = SampleReport(request.rows, drawn, repaired, {k: v for k, v in broken.items() if v}, None)
@@ -296,16 +297,6 @@ class Generator:
         ]
         return min(found, key=lambda pair: pair[1].share, default=None)
 
-    def _give_up(self, accepted: int, drawn: int, tried: int, broken: Mapping[str, int]) -> None:
-        """An error instead of an endless loop."""
-        if (drawn >= _TRIED_BEFORE_GIVING_UP and accepted < LEAST_ACCEPTANCE * drawn) or tried >= _MOST_TRIES_OF_A_ROW:
-            worst = sorted(broken.items(), key=lambda item: -item[1])[:3]
-            named = "; ".join(f"{name!r} was broken by {count:,}" for name, count in worst if count)
-            raise SynthesisError(
-                f"rows must obey the conditions and constraints; of {drawn:,} drawn rows {accepted:,} came out: {named}. "
-                "Widen the condition, take a constraint out, or fit longer: what training never showed cannot be drawn."
-            )
-
     def _published(
         self, frame: pl.DataFrame, request: Request, report: SampleReport
     ) -> tuple[pl.DataFrame, SampleReport]:
@@ -322,6 +313,18 @@ class Generator:
                 "on more rows; or draw with copies=redraw (none comes out) or copies=keep (they are published)."
             )
         return frame, report
+
+
+def _give_up(accepted: int, drawn: int, idle: int, broken: Mapping[str, int]) -> None:
+    """An error instead of an endless loop."""
+    hopeless = drawn >= _TRIED_BEFORE_GIVING_UP and accepted < LEAST_ACCEPTANCE * drawn
+    if hopeless or idle >= _IDLE_BEFORE_GIVING_UP:
+        worst = sorted(broken.items(), key=lambda item: -item[1])[:3]
+        named = "; ".join(f"{name!r} was broken by {count:,}" for name, count in worst if count)
+        raise SynthesisError(
+            f"rows must obey the conditions and constraints; of {drawn:,} drawn rows {accepted:,} came out: {named}. "
+            "Widen the condition, take a constraint out, or fit longer: what training never showed cannot be drawn."
+        )
 
 
 def _breaks(rule: Any, _: pl.DataFrame, canonical: pl.DataFrame) -> Bool[np.ndarray, " rows"]:

@@ -86,7 +86,9 @@ def test_found_rules_hold_and_a_single_exception_takes_one_out() -> None:
 def test_chance_is_no_rule() -> None:
     """Independent columns, few rows, or ranges that do not meet: nothing is certain."""
     rng = np.random.default_rng(0)
-    independent = {f"x{i}": rng.normal(size=300) for i in range(4)} | {f"c{i}": rng.choice(["a", "b", "c"], 300) for i in range(4)}
+    independent = {f"x{i}": rng.normal(size=300) for i in range(4)} | {
+        f"c{i}": rng.choice(["a", "b", "c"], 300) for i in range(4)
+    }
     apart = {"low": rng.random(300), "high": 5 + rng.random(300)}
     assert infer_constraints(*known(pl.DataFrame({**independent, **apart, "seat": rng.integers(0, 50, 300)}))) == ()
     canonical, schema = known(trips())
@@ -166,7 +168,11 @@ def test_repairs_mend_what_they_can_and_touch_nothing_else() -> None:
 
 def test_rules_survive_json_and_toml(tmp_path: Path) -> None:
     canonical, schema = known(trips())
-    rules = (*infer_constraints(canonical, schema), Range(column="fare", low=0.5), Among(column="city", values=("Bonn",)))
+    rules = (
+        *infer_constraints(canonical, schema),
+        Range(column="fare", low=0.5),
+        Among(column="city", values=("Bonn",)),
+    )
     assert parse(to_json(rules), schema) == rules
     (tmp_path / "rules.toml").write_text(write_toml(rules), encoding="utf-8")
     assert read_constraints(tmp_path / "rules.toml", schema) == rules

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tabdiff.commands.common import JsonOption, files, read_table
+from tabdiff.commands.common import DataArgument, JsonOption, api, files, read_table
 from tabdiff.errors import RuntimeUnavailable, SourceError, SynthesisError
 from tabdiff.terminal import Outcome, table
 
@@ -58,8 +58,8 @@ def evaluate(
     frames = [read_table(data, None) if data else None for data in (real, synthetic, holdout)]
     assert frames[0] is not None  # the arguments are required
     assert frames[1] is not None
-    schema, rules = _rules(frames[0], model, constraints)
-    report, report_page = _judges()
+    schema, rules = _rules(frames[0], frames[2], model, constraints)
+    report, report_page, _ = _judges()
     found = report.evaluate(frames[0], frames[1], frames[2], target=target, schema=schema, constraints=rules, seed=seed)
     html = report_page.report_page(found, frames[0], frames[1], schema)
     with files().atomic_folder(out, replace=True) as folder:
@@ -70,6 +70,60 @@ def evaluate(
         lines = "\n".join(f"  - {check.column}: {check.rule}; {check.found}" for check in found.failures)
         raise SynthesisError(f"{len(found.failures)} checks failed, see {out / 'report.html'}:\n{lines}")
     return outcome
+
+
+def augment_check(
+    data: DataArgument,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target", metavar="COLUMN", help="Column with two classes, one of them rare.", show_default=False
+        ),
+    ],
+    positive: Annotated[
+        str | None, typer.Option("--positive", help="The class of interest; the rarer one if left out.")
+    ] = None,
+    positives: Annotated[
+        int | None,
+        typer.Option("--positives", min=10, help="Train with so many positives only; all of them are a ceiling."),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=3, help="Splits to train and test on.")] = 5,
+    seed: ReportSeedOption = 0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Gradient steps of each fit of the rare class.")] = 300,
+    as_json: JsonOption = False,
+) -> Outcome:
+    """Do synthetic rows of a rare class help a classifier here? Measured; the answer may be no."""
+    from tabdiff.config import SampleConfig, parse_fit_config
+
+    report = _judges()[2]
+    frame = read_table(data, None)
+    fit = api().fit
+
+    def ours(train: pl.DataFrame, rows: int, split: int) -> pl.DataFrame:
+        """A model of the rare class alone: one of all rows learns too little of a class that is hardly there."""
+        rare = train.filter(train[target].cast(str) == chosen).drop(target)
+        options = [f"train.steps={steps}", "train.evaluate_every=50", f"train.seed={split}"]
+        publish_nothing = SampleConfig(copies="keep", rare="keep")  # type: ignore[call-arg]
+        drawn: pl.DataFrame = fit(rare, parse_fit_config(None, options)).sample(
+            rows, seed=split, config=publish_nothing
+        )
+        return drawn
+
+    chosen = positive if positive is not None else report.rarer_class(frame, target)
+    found = report.augmentation_check(
+        frame, target, {"tabdiff": ours}, positive=chosen, positives=positives, seeds=seeds, seed=seed
+    )
+    arms = table("training rows", "AUC-PR", "F1", "change of AUC-PR (95 %)")
+    for arm in found.arms:
+        change = "" if arm.name == "none" else f"{arm.gain:+.3f} ({arm.gain_low:+.3f} to {arm.gain_high:+.3f})"
+        arms.add_row(arm.name, f"{arm.auc_pr:.3f}", f"{arm.f1:.3f}", change)
+    shown = [
+        f"{found.train_positives} of {found.train_rows:,} training rows are {target}={found.positive}; tested on {found.test_rows:,} other real "
+        f"rows with {found.test_positives}; {found.added:,} rows added; mean over {seeds} splits.",
+        arms,
+        found.recommendation,
+    ]
+    return Outcome(found.to_json(), shown)
 
 
 def _check_folder(out: Path) -> None:
@@ -84,18 +138,23 @@ def _check_folder(out: Path) -> None:
 def _judges() -> Any:
     """The modules that judge, or a word on what to install for them."""
     try:
-        from tabdiff.evaluate import report, report_page
+        from tabdiff.evaluate import augmentation, report, report_page
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("tabdiff"):
             raise
         raise RuntimeUnavailable(
             f"this command needs {error.name}, which is not installed here. Run pip install 'tabdiff[train]'."
         ) from error
-    return report, report_page
+    return report, report_page, augmentation
 
 
-def _rules(real: pl.DataFrame, model_dir: Path | None, file: Path | None) -> tuple[Schema, Any]:
-    """What the columns are and which rules hold: from a model, else found in the real table; a file goes first."""
+def _rules(
+    real: pl.DataFrame, holdout: pl.DataFrame | None, model_dir: Path | None, file: Path | None
+) -> tuple[Schema, Any]:
+    """What the columns are and which rules hold: from a model, else found in the real table; a file goes first.
+
+    A rule that real rows of the holdout break is none.
+    """
     from tabdiff.constraints import read_constraints
     from tabdiff.discovery import infer_constraints
     from tabdiff.schema import Schema
@@ -108,6 +167,9 @@ def _rules(real: pl.DataFrame, model_dir: Path | None, file: Path | None) -> tup
     else:
         schema = Schema.infer(real)
         rules = () if file else infer_constraints(schema.conform(real), schema)
+        if rules and holdout is not None:
+            others = schema.conform(holdout)
+            rules = tuple(rule for rule in rules if not rule.broken(others).any())
     return schema, read_constraints(file, schema) if file else rules
 
 

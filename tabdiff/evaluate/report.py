@@ -19,7 +19,7 @@ import polars as pl
 
 from tabdiff.errors import TABLE, ConfigError, Problem, SchemaError
 from tabdiff.evaluate.fidelity import association, detector_auc, independent_columns, shape_error, trend_error
-from tabdiff.evaluate.frames import Report, draw_rows
+from tabdiff.evaluate.frames import Report, draw_rows, kinds_of
 from tabdiff.evaluate.intake import Tables, take_in
 from tabdiff.evaluate.privacy import (
     ClosestRecordShare,
@@ -37,7 +37,7 @@ from tabdiff.evaluate.utility import Utility, train_on_synthetic
 from tabdiff.evaluate.validity import Check, Validity, validity
 from tabdiff.schema import Schema
 
-LEAST_ROWS = 20
+LEAST_ROWS, MOST_CLASSES = 20, 10
 SHARE_LIMIT, AUC_LIMIT = 55.0, 0.55
 """A privacy check fails if the whole 95 % interval of the share (percent) or of the AUC lies above."""
 
@@ -127,8 +127,8 @@ def evaluate(
         real: the training rows.
         synthetic: the table to judge.
         holdout: real rows that were kept out of training. The privacy measures need them.
-        target: the column that models are trained to predict, on synthetic and on real rows; by default the modelled
-            column that depends most on the others.
+        target: the column that models are trained to predict, on synthetic and on real rows; by default the number or
+            column of at most 10 classes that depends most on the others.
         schema: kinds and roles of the columns; inferred from `real` if not given. Only modelled columns are compared.
         constraints: rules (`tabdiff.constraints`) that every synthetic row must obey.
         seed: of every draw; the same seed gives the same result.
@@ -220,7 +220,9 @@ def _utility(
     """Train on synthetic, real and independent rows, test on the holdout. None where no target can be predicted."""
     if train.width < 2:
         return None, None
-    wanted = target or train.columns[int((np.abs(association(train)) - np.eye(train.width)).mean(axis=0).argmax())]
+    wanted = target or _predictable(train)
+    if wanted is None:
+        return None, None
     try:
         found, independent = (
             train_on_synthetic(train, table, holdout, wanted, seed) for table in (candidates[0], candidates[2])
@@ -232,6 +234,17 @@ def _utility(
     names = {"roc_auc": "ROC AUC", "macro_f1": "macro F1", "r2": "R²"}
     name = f"utility: {names[found.metric]} for {wanted}"
     return found, Figure(name, found.synthetic, found.real, independent.synthetic, higher_is_better=True)
+
+
+def _predictable(train: pl.DataFrame) -> str | None:
+    """The column that depends most on the others, if it is a number that varies or has 2 to 10 classes."""
+    strength = (np.abs(association(train)) - np.eye(train.width)).mean(axis=0)
+    levels = [column.drop_nulls().n_unique() for column in train]
+    fit = [
+        count > 1 and (count <= MOST_CLASSES or kind == "number")
+        for count, kind in zip(levels, kinds_of(train).values(), strict=True)
+    ]
+    return train.columns[int(np.where(fit, strength, -1.0).argmax())] if any(fit) else None
 
 
 def _privacy(tables: Tables, seed: int) -> Privacy:

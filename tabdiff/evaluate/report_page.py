@@ -89,7 +89,11 @@ def _figure_row(figure: Figure) -> list[str]:
 
 def _check_row(check: Check) -> list[str]:
     mark = "pass" if check.passed else "fail"
-    return [f'<span class="{mark}">{page.text(check.column, 60)}</span>', page.text(check.rule), page.text(check.found)]
+    return [
+        f'<span class="{mark}">{page.text(check.column, 60)}</span>',
+        page.text(check.rule, 2000),
+        page.text(check.found, 400),
+    ]
 
 
 def _validity(found: Evaluation) -> str:

@@ -66,8 +66,8 @@ def validity(
     invalid = np.zeros(synthetic.height, dtype=bool)
     for name in real.columns:
         if name in synthetic.columns:
-            more, bad = _check_column(real[name], synthetic[name])
-            checks += more
+            found_here, bad = _check_column(real[name], synthetic[name])
+            checks += found_here
             invalid |= bad
     for rule, bad in constraints:
         count = int(bad.sum())
@@ -108,6 +108,8 @@ def _check_range(real: pl.Series, synthetic: pl.Series) -> tuple[Check, Mask]:
     low, high = (known.min(), known.max()) if known.size else (np.inf, -np.inf)
     bad = (values < low) | (values > high)
     found = f"{int(bad.sum())} outside {low:g} to {high:g}" if known.size else f"{int(bad.sum())} values"
+    if real.dtype.is_temporal() and known.size:
+        found = f"{int(bad.sum())} outside {real.min()!s} to {real.max()!s}"
     return Check(real.name, "within the real range", not bad.any(), found), bad
 
 
