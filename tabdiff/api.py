@@ -20,6 +20,7 @@ from tabdiff.errors import TABLE, ConfigError, Problem, SchemaError
 from tabdiff.files import fingerprint
 from tabdiff.flags import Rule
 from tabdiff.layout import Layout
+from tabdiff.memory import remember
 from tabdiff.model import Model
 from tabdiff.nn.assemble import build_denoiser, build_score
 from tabdiff.nn.calibrate import Part, calibrate, training_of_a_turn, turns
@@ -112,7 +113,12 @@ def _fit(
         schema,
         codec,
         calibration.to_json(),
-        _describe(denoiser, report),
+        {
+            **_describe(denoiser, report),
+            "sampling": remember(
+                schema, codec, conformed, conformed[train_places], conformed[held_out_places], data, config
+            ),
+        },
         {f"score.{name}": value.cpu().numpy() for name, value in score.state_dict().items()},
         data,
     )

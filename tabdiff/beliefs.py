@@ -114,6 +114,8 @@ class Believer:
             kept = len(code.categories)
             return Belief(np.array(code.categories, object), states[:kept].astype(np.float64), np.ones(kept, bool))
         count = len(code.atoms)
+        if code.bins:
+            return _of_bins(code, states)
         if scores is None:
             return Belief(np.array(code.atoms), states[:count].astype(np.float64), np.ones(count, bool))
         values = np.concatenate([code.atoms, code.rank.inverse(scores.astype(np.float64))])
@@ -195,6 +197,19 @@ class Believer:
         nothing = np.zeros(given.shape, np.float32)
         never = np.zeros_like(given)
         return self.runtime.step(x, *times, nothing, never, given, allowed, previous, extrapolate, 0.0)
+
+
+def _of_bins(code: NumberCode, states: Float32[np.ndarray, " s"]) -> Belief:
+    """Atoms stand for themselves, and so do bins of a single value; a wider bin is shared out evenly over its quarters."""
+    count, low, high = len(code.atoms), *np.array(code.bins).T
+    single = low == high
+    places = low + (np.array([1, 3, 5, 7]) / 8)[:, None] * (high - low)
+    parts = [code.rank.inverse(low[single]), code.rank.inverse(places[:, ~single].ravel())]
+    values = np.concatenate([code.atoms, *parts])
+    weights = states[count : count + len(low)]
+    shares = np.concatenate([states[:count], weights[single], np.tile(weights[~single] / 4, 4)]).astype(np.float64)
+    order = np.argsort(values, kind="stable")
+    return Belief(values[order], shares[order], order < count + int(single.sum()))
 
 
 def _normal_quantiles() -> Float64[np.ndarray, " q"]:

@@ -34,6 +34,7 @@ from safetensors.numpy import save as save_tensors
 
 from tabdiff.codec import Codec
 from tabdiff.config import FitConfig, ScoreConfig
+from tabdiff.constraints import parse
 from tabdiff.errors import BundleError, TabdiffError
 from tabdiff.files import atomic_folder
 from tabdiff.schema import Schema
@@ -74,6 +75,11 @@ class Bundle:
     tensors: dict[str, np.ndarray]
     fingerprint: str
     manifest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def constraints(self) -> tuple[Any, ...]:
+        """The rules that samples obey; none in a model that was fitted before there were any."""
+        return parse(self.model.get("sampling", {}).get("constraints", ()))
 
     def write(self, path: Path) -> None:
         """Write the folder, replacing a model that is already there.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tabdiff.commands import about, explain, feedback, flows, tables, workspace
+from tabdiff.commands import about, evaluation, explain, feedback, flows, synthesis, tables, workspace
 from tabdiff.commands.common import reported
 
 _HELP = """One diffusion model of a table: anomaly scores with reasons, and synthetic rows.
@@ -52,9 +52,13 @@ for _command in (
     tables.fit,
     tables.score,
     explain.explain,
-    tables.sample,
-    tables.impute,
     feedback.feedback,
+    synthesis.sample,
+    synthesis.translate,
+    synthesis.impute,
+    synthesis.constraints,
+    evaluation.evaluate,
+    evaluation.augment_check,
     about.show,
     about.config,
     about.doctor,

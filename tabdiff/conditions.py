@@ -13,31 +13,35 @@ from tabdiff.sampling import Condition
 from tabdiff.schema import Schema
 
 
-def condition_on(schema: Schema, codec: Codec, partial: pl.DataFrame, *, drawn_if_null: bool) -> Condition:
-    """Encode partial rows; cells of absent columns, and null ones if so asked, are left open."""
+def read_cells(schema: Schema, codec: Codec, partial: pl.DataFrame) -> pl.DataFrame:
+    """The columns of partial rows in canonical types.
+
+    Raises:
+        SchemaError: a column is not modelled, or a value is not one of its kind.
+    """
     unknown = [name for name in partial.columns if name not in codec.columns]
     if unknown:
         cure = f"Modelled columns: {', '.join(codec.columns)}."
         raise SchemaError(
             [Problem(name, "a given column must be modelled", "a column that is not", cure) for name in unknown]
         )
-    blank = [pl.Series(name, [None] * partial.height) for name in codec.columns if name not in partial.columns]
-    conformed = schema.conform(partial.with_columns(blank))
-    encoded = codec.encode(conformed)
-    open_cells = np.stack(
-        [
-            conformed[name].is_null().to_numpy()
-            if drawn_if_null
-            else np.full(partial.height, name not in partial.columns)
-            for name in codec.columns
-        ],
-        axis=1,
-    )
+    return Schema(tuple(column for column in schema.columns if column.name in partial.columns)).conform(partial)
+
+
+def condition_on_cells(
+    codec: Codec, canonical: pl.DataFrame, open_cells: Bool[np.ndarray, "n c"], *, missing_if_open: bool
+) -> Condition:
+    """Encode canonical rows of which some cells are open; may those come out missing?
+
+    Raises:
+        SchemaError: a given value was never seen in training, or is pooled with other rare ones.
+    """
+    encoded = codec.encode(canonical)
     condition = complete(codec, encoded, open_cells)
     unseen = condition.given & ~(encoded.present & ~_pooled(codec, encoded))[:, None, :]
     if unseen.any():
-        raise SchemaError(_unseen(codec, partial, unseen[:, 0]))
-    if not drawn_if_null:
+        raise SchemaError(_unseen(codec, canonical, unseen[:, 0]))
+    if missing_if_open:
         return Condition(condition.x, condition.given, np.ones_like(condition.allowed))
     return condition
 

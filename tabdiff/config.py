@@ -163,12 +163,24 @@ class FitConfig(_Options):
 
 
 class SampleConfig(_Options):
-    """How rows are drawn."""
+    """How rows are drawn, and which of them may be published."""
 
     steps: int = Field(20, ge=1, le=10_000, description="noise levels visited")
     sampler: Literal["dpmpp_2m", "heun", "ddpm"] = Field(
         "dpmpp_2m",
         description="DPM-Solver++(2M), Heun's method (twice the calls a step), or ancestral DDPM (needs many steps)",
+    )
+    rare: Literal["redraw", "null", "keep"] = Field(
+        "redraw",
+        description="categories of few training rows: never drawn, drawn as missing, or drawn (pooled ones as `__other__`)",
+    )
+    rare_rows: int = Field(5, ge=1, description="a category seen in fewer training rows is rare")
+    missing: Literal["keep", "fill"] = Field(
+        "keep", description="draw missing values as often as training shows them, or never"
+    )
+    copies: Literal["refuse", "redraw", "keep"] = Field(
+        "refuse",
+        description="copies of training rows: an error if there are more than chance explains, none at all, or as they come",
     )
 
 

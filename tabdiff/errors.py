@@ -5,6 +5,7 @@
     ├── SchemaError          a table is not what the model was fitted on
     ├── ConfigError          an option is unknown or out of range
     ├── TrainingError        fitting cannot go on
+    ├── SynthesisError       rows cannot be drawn as asked, or fail their checks
     ├── BundleError          a model folder is incomplete, altered or from another version
     ├── RuntimeUnavailable   the requested device or engine is not there
     └── StoreError           the workspace refused an operation
@@ -62,6 +63,10 @@ class ConfigError(TabdiffError):
 
 class TrainingError(TabdiffError):
     """Fitting cannot go on, for instance because the loss is no longer finite."""
+
+
+class SynthesisError(TabdiffError):
+    """Synthetic rows cannot be drawn as asked, would be copies of training rows, or fail their checks."""
 
 
 class BundleError(TabdiffError):

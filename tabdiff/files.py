@@ -172,19 +172,20 @@ def check_table_file(out: Path) -> None:
         raise SourceError(f"{out}: a result must end in {', '.join(WRITABLE)}; found {found}. Rename it.")
     if out.is_dir():
         raise SourceError(f"{out}: a result is a file; found a folder of that name. Choose another name.")
-    _check_parent(out)
+    check_parent(out)
 
 
 def check_model_folder(out: Path) -> None:
     """Refuse a model folder that could not be written, or that would replace something that is no model."""
-    _check_parent(out)
+    check_parent(out)
     if not out.name or (out.exists() and not (out / "manifest.json").is_file()):
         raise SourceError(
             f"{out}: only a model may be replaced; found something else there. Choose another name for --out."
         )
 
 
-def _check_parent(out: Path) -> None:
+def check_parent(out: Path) -> None:
+    """Refuse a path in a folder that cannot be written to."""
     try:
         with tempfile.TemporaryFile(dir=out.parent):
             pass

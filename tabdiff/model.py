@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,22 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from tabdiff.balance import balanced, generate_parts
 from tabdiff.beliefs import Believer, expected_values
 from tabdiff.bundle import Bundle
 from tabdiff.calibration import Calibration
 from tabdiff.codec import Codec, Encoded
-from tabdiff.conditions import complete, condition_on
+from tabdiff.conditions import read_cells
 from tabdiff.config import SampleConfig
+from tabdiff.constraints import check, to_json
 from tabdiff.errors import ConfigError
 from tabdiff.explanation import Explainer, Explanation
 from tabdiff.feedback import Feedback, Memory, next_table, read_verdicts
 from tabdiff.flags import Rule
+from tabdiff.generation import Generator, Request, SampleReport
+from tabdiff.imputation import fill
 from tabdiff.runtime import Runtime
-from tabdiff.sampling import BLOCK_ROWS, Condition, NoiseSchedule, draw
+from tabdiff.sampling import NoiseSchedule
 from tabdiff.schema import Schema, to_polars
 from tabdiff.scoring import Scores, errors_of
 
@@ -200,104 +204,150 @@ class Model:
             raise ConfigError(
                 f"rows are counted from 0 to {conformed.height - 1} in this table; got {outside[0]}. Check the numbers."
             )
-        believer = Believer(self.codec, self.runtime, self._schedule())
+        believer = Believer(self.codec, self.runtime, NoiseSchedule.of(self.bundle.model, self.bundle.tensors))
         explainer = Explainer(self.codec, believer, self._judge, conformed[list(rows)], alpha)
         return explainer.explain(to_polars(frame)[list(rows)], list(rows), largest, top, level)
+
+    @property
+    def constraints(self) -> tuple[Any, ...]:
+        """The rules that samples obey: found when the model was fitted, or set by `constrained`."""
+        return self.bundle.constraints
+
+    def constrained(self, rules: Sequence[Any]) -> Model:
+        """The same model with these rules (`tabdiff.constraints`) in place of its own. An empty list takes all out.
+
+        Raises:
+            ConfigError: a rule is about a column that is not modelled, or of the wrong kind.
+        """
+        check(rules, self.schema)
+        sampling = {**self.bundle.model.get("sampling", {}), "constraints": to_json(rules)}
+        return Model(replace(self.bundle, model={**self.bundle.model, "sampling": sampling}), self.runtime)
 
     def sample(
         self,
         rows: int | None = None,
         *,
         given: Mapping[str, Any] | Any = None,
+        balance: str | Sequence[str] | Mapping[Any, Any] | None = None,
+        constraints: Sequence[Any] | None = None,
+        where: Callable[[pl.DataFrame], Any] | None = None,
         seed: int = 0,
         config: SampleConfig | None = None,
+        on_report: Callable[[SampleReport], None] | None = None,
     ) -> pl.DataFrame:
-        """Draw synthetic rows of the modelled columns.
+        """Draw synthetic rows of the modelled columns. They obey the model's constraints.
 
         Args:
             rows: how many; may be left out if `given` is a frame.
-            given: a mapping from column to value that every row shall have (None means missing), or a frame of partial rows
-                to complete, in which null means "draw it".
+            given: a mapping from column to what every row shall have: a value (None means missing), a range `(low, high)` with
+                None for no end, or a set `[a, b]`. Or a frame of partial rows to complete, in which null means "draw it".
+            balance: a column or several, whose categories or combinations shall be equally frequent; or shares, as in
+                ``{"class": {"a": 0.5, "b": 0.5}}`` or ``{("class", "sex"): {("a", "f"): 1}}``.
+            constraints: rules to obey in place of the model's own; an empty list for none.
+            where: the user's own rule: gets a table of drawn rows, says of each whether it is wanted.
             seed: the same seed gives the same rows, whatever else is asked for.
-            config: sampler and number of steps.
+            config: sampler, number of steps, and what may be published.
+            on_report: called once with what drawing took: acceptance, repairs, copies.
 
         Raises:
-            ConfigError: the number of rows is missing, not positive, or not that of the frame.
+            ConfigError: the number of rows is missing, not positive, or not that of the frame; or a range, set, share or
+                constraint is not valid.
             SchemaError: a given column is not modelled, or its value was never seen in training.
+            SynthesisError: hardly any drawn row obeys, or there are more copies of training rows than chance explains.
         """
+        generator = Generator(self.bundle, self.runtime, config or SampleConfig())  # type: ignore[call-arg]
+        if constraints is not None:
+            check(constraints, self.schema)
+        rules = self.constraints if constraints is None else tuple(constraints)
         if given is None or isinstance(given, Mapping):
             if rows is None or rows < 1:
                 raise ConfigError(f"rows is how many rows to draw, at least 1; got {rows}.")
-            condition = Condition.nothing(self.codec.layout, rows)
-            if given:
-                partial = pl.DataFrame({name: [value] for name, value in given.items()}, strict=False)
-                condition = condition_on(self.schema, self.codec, partial, drawn_if_null=False).repeated(rows)
+            if balance is not None:
+                parts = balanced(generator, balance, rows, given or {}, seed)
+            else:
+                parts = [(given or {}, rows)]
+            frame, report = generate_parts(generator, parts, rules, where, seed)
         else:
+            if balance is not None:
+                raise ConfigError(
+                    "balance chooses the values of rows; got it with a frame of given rows. Leave one of them out."
+                )
             partial = given if isinstance(given, pl.DataFrame) else pl.DataFrame(given)
             if rows is not None and rows != partial.height:
                 raise ConfigError(
                     f"rows is that of the given frame or left out; got rows={rows} and {partial.height} given rows."
                 )
-            condition = condition_on(self.schema, self.codec, partial, drawn_if_null=True)
-        return pl.concat([self.codec.decode(x) for x in self._draw(condition, seed, config)])
+            cells = read_cells(self.schema, self.codec, partial)
+            gaps = np.stack([cells[name].is_null().to_numpy() for name in cells.columns], axis=1)
+            request = Request(cells.height, cells, gaps, missing_if_open=False, rules=rules, judge=where, own=True)
+            frame, report = generator.generate(request, seed)
+        if on_report is not None:
+            on_report(report)
+        return frame
 
-    def impute(self, frame: Any, *, draws: int = 15, seed: int = 0, config: SampleConfig | None = None) -> pl.DataFrame:
+    def translate(
+        self,
+        frame: Any,
+        changed: Mapping[str, Any],
+        *,
+        strength: float = 0.6,
+        keep: Sequence[str] = (),
+        seed: int = 0,
+        config: SampleConfig | None = None,
+    ) -> pl.DataFrame:
+        """What these rows would look like with some columns changed, as in ``{"class": "b"}``, other structure kept.
+
+        Every row is noised to a middle level and denoised under the changed columns (SDEdit, Meng et al. 2022). The modelled
+        columns come back, those of `keep` as they were.
+
+        Args:
+            strength: noise level in (0, 1]: near 0 the other columns hardly move, at 1 nothing of them is left.
+
+        Raises:
+            SchemaError: as for `score`, or a changed value was never seen in training.
+            ConfigError: strength is not in (0, 1], or a column is both changed and kept.
+            SynthesisError: hardly any row obeys the constraints after the change.
+        """
+        if not 0 < strength <= 1:
+            raise ConfigError(f"strength is above 0 and at most 1; got {strength}. Start with 0.6.")
+        if both := sorted(set(changed) & set(keep)):
+            raise ConfigError(f"a column is changed or kept; got {both[0]!r} in both. Leave one of them out.")
+        conformed = self.schema.conform(frame).select(self.codec.columns)
+        new = read_cells(self.schema, self.codec, pl.DataFrame({n: [v] for n, v in changed.items()}, strict=False))
+        unknown = [name for name in keep if name not in self.codec.columns]
+        if unknown:
+            raise ConfigError(
+                f"keep lists modelled columns; got {unknown[0]!r}. Modelled columns: {', '.join(self.codec.columns)}."
+            )
+        cells = conformed.with_columns(pl.lit(new[name][0], dtype=new[name].dtype).alias(name) for name in new.columns)
+        known = np.array([name in changed or name in keep for name in self.codec.columns])
+        open_cells = np.tile(~known, (cells.height, 1))
+        generator = Generator(self.bundle, self.runtime, config or SampleConfig())  # type: ignore[call-arg]
+        request = Request(cells.height, cells, open_cells, rules=self.constraints, strength=strength, own=True)
+        return generator.generate(request, seed)[0]
+
+    def impute(
+        self,
+        frame: Any,
+        *,
+        draws: int = 15,
+        interval: float | None = None,
+        seed: int = 0,
+        config: SampleConfig | None = None,
+    ) -> pl.DataFrame:
         """Fill the gaps of the modelled columns from the cells that are there.
 
         Each gap gets the median (numbers) or most frequent value (categories) of several draws. Other cells and columns
         come back as they were.
 
+        Args:
+            draws: how many; 1 gives single draws, as multiple imputation wants them (with several seeds).
+            interval: a share such as 0.9 adds columns `NAME_low` and `NAME_high` for numbers and dates with gaps: between
+                them lies this share of the draws. Both are null where the cell was there.
+
         Raises:
             SchemaError: as for `score`.
-            ConfigError: fewer than one draw is asked for.
+            ConfigError: fewer than one draw is asked for, too few for the interval, or a column has the name of an end.
         """
-        if draws < 1:
-            raise ConfigError(f"draws is at least 1; got {draws}.")
-        conformed = self.schema.conform(frame)
-        original = frame if isinstance(frame, pl.DataFrame) else pl.DataFrame(frame)
-        gaps = np.stack([conformed[name].is_null().to_numpy() for name in self.codec.columns], axis=1)
-        rows = np.flatnonzero(gaps.any(axis=1))
-        if not len(rows):
-            return original
-        encoded = self.codec.encode(conformed[rows])
-        condition = complete(self.codec, encoded, gaps[rows])
-        drawn = [
-            pl.concat([self.codec.decode_canonical(x) for x in self._draw(condition, seed + index, config)])
-            for index in range(draws)
-        ]
-        filled = self.schema.restore(pl.DataFrame([_middle([f[name] for f in drawn]) for name in self.codec.columns]))
-        position = np.zeros(original.height, dtype=np.int64)
-        position[rows] = np.arange(len(rows))
-        columns = []
-        for index, name in enumerate(self.codec.columns):
-            if gaps[:, index].any():
-                values = filled[name][position].cast(original[name].dtype)
-                columns.append(values.zip_with(pl.Series(gaps[:, index]), original[name]).alias(name))
-        return original.with_columns(columns)
-
-    def _draw(self, condition: Condition, seed: int, config: SampleConfig | None) -> Any:
-        """Yield (B, W) blocks of clean encoded rows."""
-        layout, config = self.codec.layout, config or SampleConfig()  # type: ignore[call-arg]
-        for block, windows in enumerate(draw(self.runtime, layout, self._schedule(), condition, config, seed)):
-            x = windows[:, 0]
-            if layout.detail_units:
-                rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block, 1)))
-                uniform = rng.random((BLOCK_ROWS, len(layout.units)), dtype=np.float32)[: len(x)]
-                given = condition.given[block * BLOCK_ROWS :][: len(x), 0][:, layout.unit_of_slot]
-                x = np.where(given, x, self.codec.draw_details(x, uniform))
-            yield np.clip(x, *self.codec.bounds)  # no value beyond what training showed
-
-    def _schedule(self) -> NoiseSchedule:
-        model, tensors = self.bundle.model, self.bundle.tensors
-        root = tensors["score.denoiser.process.basis"] * tensors["score.denoiser.process.scale"]
-        return NoiseSchedule(model["sigma_min"], model["sigma_max"], model["rho"], root)
-
-
-def _middle(draws: list[pl.Series]) -> pl.Series:
-    """Median of numbers, most frequent category, row by row; always one of the values drawn, so it is on the grid."""
-    name = draws[0].name
-    long = pl.DataFrame({"row": np.tile(np.arange(len(draws[0])), len(draws)), name: pl.concat(draws)})
-    if draws[0].dtype in (pl.String, pl.Boolean):
-        counts = long.group_by("row", name).len().sort(["row", "len", name], descending=[False, True, False])
-        return counts.group_by("row", maintain_order=True).first()[name]
-    return long.group_by("row").agg(pl.col(name).quantile(0.5, "nearest").cast(draws[0].dtype)).sort("row")[name]
+        generator = Generator(self.bundle, self.runtime, config or SampleConfig())  # type: ignore[call-arg]
+        return fill(generator, frame, draws, interval, seed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,12 @@ class NoiseSchedule:
     sigma_max: float
     rho: float
     root: Float32[np.ndarray, "n n"]
+
+    @classmethod
+    def of(cls, model: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> NoiseSchedule:
+        """That of a bundle."""
+        root = tensors["score.denoiser.process.basis"] * tensors["score.denoiser.process.scale"]
+        return cls(model["sigma_min"], model["sigma_max"], model["rho"], root)
 
     def sigma(self, t: float) -> float:
         """Noise level, in standard deviations of the encoded data; 0 at t = 0."""
@@ -84,13 +90,18 @@ def draw(
     condition: Condition,
     config: SampleConfig,
     seed: int,
+    strength: float = 1.0,
 ) -> Iterator[Float32[np.ndarray, "b t w"]]:
-    """Yield clean encoded windows, block after block, as many as the condition has rows."""
+    """Yield clean encoded windows, block after block, as many as the condition has rows.
+
+    With `strength` below 1 cells that are not given start from `condition.x` noised to that time, not from pure noise
+    (SDEdit, Meng et al. 2022): the rows come out like those they started from.
+    """
     total, length = condition.x.shape[:2]
     for block, start in enumerate(range(0, total, BLOCK_ROWS)):
         rows = min(BLOCK_ROWS, total - start)
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block,)))
-        yield _denoise(runtime, layout, schedule, condition[start : start + rows], config, rng, length)
+        yield _denoise(runtime, layout, schedule, condition[start : start + rows], config, rng, length, strength)
 
 
 def _denoise(
@@ -101,6 +112,7 @@ def _denoise(
     config: SampleConfig,
     rng: np.random.Generator,
     length: int,
+    strength: float,
 ) -> Float32[np.ndarray, "b t w"]:
     rows = len(condition.x)
     known = condition.given[..., layout.unit_of_slot]
@@ -109,13 +121,20 @@ def _denoise(
         # Drawn for a full block, so that the first rows of a block do not depend on how many follow.
         return layout.draw(rng, BLOCK_ROWS, length)[:rows]
 
-    x = np.where(known, condition.x, schedule.prior(layout, noise()))
+    start = schedule.prior(layout, noise())
     reveal_at = _reveal_times(layout, rng, length)[:rows]
+    if strength < 1:
+        # A category is masked at time t with probability t: those that would be revealed before `strength` are not.
+        masked = (reveal_at <= strength)[..., layout.unit_of_slot]
+        start *= schedule.sigma(strength) / schedule.sigma_max
+        start[..., layout.number_slots] += condition.x[..., layout.number_slots]
+        start[..., layout.category_slots] = np.where(masked, start, condition.x)[..., layout.category_slots]
+    x = np.where(known, condition.x, start)
     previous, previous_t = np.zeros_like(x), None
     steps = config.steps
     if not layout.number_units:  # a step that reveals nothing would do nothing
         steps = min(steps, max(1, len(layout.category_units) * length))
-    times = np.linspace(1.0, 0.0, steps + 1).tolist()
+    times = np.linspace(strength, 0.0, steps + 1).tolist()
     for t, s in itertools.pairwise(times):
         extrapolate = 0.0
         if config.sampler == "dpmpp_2m" and previous_t is not None and s > 0:

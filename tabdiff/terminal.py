@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from tabdiff.errors import TabdiffWarning
 
 if TYPE_CHECKING:
-    import polars as pl
     from rich.console import Console
 
     from tabdiff.bundle import Bundle
@@ -188,33 +187,6 @@ def describe_scores(model: Model, scores: Scores, rule: str, out: Path) -> Outco
             "does not suffer from that: --contamination 0.01 flags the highest 1 %."
         )
     return Outcome({**values, "smallest_p_value": smallest}, shown)
-
-
-def describe_sample(
-    drawn: pl.DataFrame, given: Sequence[str], conditions: Mapping[str, str | None], seed: int, out: Path
-) -> Outcome:
-    """How many rows were drawn, and under which conditions."""
-    values = {"out": str(out), "rows": drawn.height, "columns": drawn.columns}
-    where = f" with {', '.join(given)}" if given else ""
-    shown = [
-        f"Drew {count(drawn.height, 'row')} of {count(drawn.width, 'column')}{where}.",
-        f"Rows: {out}",
-        f"Next: the same command with --seed {seed + 1} draws other rows.",
-    ]
-    return Outcome({**values, "given": dict(conditions), "seed": seed}, shown)
-
-
-def describe_filled(frame: pl.DataFrame, filled: pl.DataFrame, draws: int, out: Path) -> Outcome:
-    """How many gaps were filled in which columns."""
-    changed = {name: int(frame[name].ne_missing(filled[name]).sum()) for name in frame.columns}
-    cells = {name: number for name, number in changed.items() if number}
-    named = ", ".join(f"{name} {number}" for name, number in cells.items())
-    shown = [
-        f"Filled {count(sum(cells.values()), 'gap')}{': ' + named if named else ''}.",
-        f"Each got the median or most frequent of {count(draws, 'draw')}; other cells are as they were.",
-        f"Table: {out}",
-    ]
-    return Outcome({"out": str(out), "rows": filled.height, "filled": cells}, shown)
 
 
 def describe_model(bundle: Bundle, path: Path) -> Outcome:

@@ -38,6 +38,7 @@ def test_public_names() -> None:
         "SchemaError",
         "SourceError",
         "StoreError",
+        "SynthesisError",
         "TabdiffError",
         "TabdiffWarning",
         "TrainingError",

@@ -1,13 +1,13 @@
-"""Fit, score, sample and impute: the commands that do the work on tables."""
+"""Fit and score."""
 
 from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,14 +17,13 @@ from tabdiff.commands.common import (
     ModelArgument,
     OutOption,
     QueryOption,
-    SeedOption,
     api,
     files,
     load_model,
     read_table,
 )
 from tabdiff.errors import ConfigError, TabdiffWarning, TrainingError
-from tabdiff.terminal import Outcome, describe_filled, describe_fit, describe_sample, describe_scores, progress
+from tabdiff.terminal import Outcome, describe_fit, describe_scores, progress
 
 if TYPE_CHECKING:
     import polars as pl
@@ -98,49 +97,6 @@ def score(
     return describe_scores(model, scores, rule.label, out)
 
 
-def sample(
-    model_dir: ModelArgument,
-    rows: Annotated[int, typer.Option("--rows", "-n", help="How many rows to draw.", show_default=False)],
-    out: OutOption,
-    given: Annotated[
-        list[str] | None,
-        typer.Option("--given", metavar="COLUMN=VALUE", help="Value that every row has; empty: missing."),
-    ] = None,
-    seed: SeedOption = 0,
-    steps: Annotated[int, typer.Option("--steps", min=1, max=10_000, help="Denoising steps.")] = 20,
-    sampler: Annotated[
-        Literal["dpmpp_2m", "heun", "ddpm"], typer.Option("--sampler", help="How to step.")
-    ] = "dpmpp_2m",
-    as_json: JsonOption = False,
-) -> Outcome:
-    """Draw synthetic rows, all of them or those with given values."""
-    from tabdiff.config import SampleConfig
-
-    files().check_table_file(out)
-    conditions = _conditions(given or [])
-    options = SampleConfig(steps=steps, sampler=sampler)
-    drawn = load_model(model_dir).sample(rows, given=conditions, seed=seed, config=options)
-    files().write(drawn, out)
-    return describe_sample(drawn, given or [], conditions, seed, out)
-
-
-def impute(
-    model_dir: ModelArgument,
-    data: DataArgument,
-    out: OutOption,
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Draws whose middle fills a gap.")] = 15,
-    seed: SeedOption = 0,
-    query: QueryOption = None,
-    as_json: JsonOption = False,
-) -> Outcome:
-    """Fill the gaps of a table from the cells that are there."""
-    files().check_table_file(out)
-    model, frame = load_model(model_dir), read_table(data, query)
-    filled = model.impute(frame, draws=draws, seed=seed)
-    files().write(filled, out)
-    return describe_filled(frame, filled, draws, out)
-
-
 def _checkpoint(out: Path, *, resume: bool, restart: bool) -> Path:
     """Where the state of the fit is kept; whatever is there already needs a decision."""
     folder = out.with_name(f"{out.name}.checkpoint")
@@ -165,18 +121,6 @@ def _resumable(checkpoint: Path) -> Iterator[None]:
         if checkpoint.exists():
             raise KeyboardInterrupt("The same command with --resume goes on from the last checkpoint.") from None
         raise KeyboardInterrupt("There was no checkpoint yet, so nothing is left behind.") from None
-
-
-def _conditions(given: Sequence[str]) -> dict[str, str | None]:
-    conditions: dict[str, str | None] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise ConfigError(f"--given reads COLUMN=VALUE; got {text!r}. Example: --given class=1")
-        if name in conditions:
-            raise ConfigError(f"--given takes a column once; got {name!r} twice. Leave one of them out.")
-        conditions[name] = value or None
-    return conditions
 
 
 def _joinable(table: pl.DataFrame, model: Model, frame: pl.DataFrame) -> pl.DataFrame:

@@ -75,6 +75,22 @@ def bars(items: Sequence[tuple[str, float]], title: str = "", unit: str = "", re
     return figure(title, f'<ul class="bars">{lines}</ul>', reading)
 
 
+def scale(value: float, floor: float, ceiling: float, label: str) -> str:
+    """Where a value lies between a floor (what real rows have) and a ceiling (independent columns): a small picture."""
+    ends = [end for end in (value, floor, ceiling) if np.isfinite(end)]
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    width = high - low or 1.0
+    places = [
+        8 + 164 * (min(max(end, low), high) - low) / width if np.isfinite(end) else -20.0
+        for end in (floor, ceiling, value)
+    ]
+    body = (
+        f'<path class="axis" d="M8 10H172"/><path class="axis strong" d="M{places[0]:.1f} 4V16"/>'
+        f'<path class="axis strong" d="M{places[1]:.1f} 4V16"/><circle class="fill-b" cx="{places[2]:.1f}" cy="10" r="4.5"/>'
+    )
+    return _svg(180, 20, label, body)
+
+
 def histogram_pair(
     real: pl.Series, synthetic: pl.Series, title: str | None = None, reading: str = "", most_levels: int = 8
 ) -> str:

@@ -22,6 +22,7 @@ from tabdiff.evaluate.charts import (
     histogram_pair,
     histograms,
     number,
+    scale,
     score_histogram,
     text,
 )
@@ -37,7 +38,9 @@ __all__ = [
     "histograms",
     "number",
     "paragraph",
+    "raw_table",
     "render",
+    "scale",
     "score_histogram",
     "table",
     "text",
@@ -83,7 +86,10 @@ svg text{font-size:11px;fill:var(--soft);font-variant-numeric:tabular-nums}
 svg .fill-a{fill:var(--a)}svg .fill-b{fill:var(--b)}
 svg rect.fill-a:not(.cell){fill-opacity:.42}
 svg .line-b{fill:none;stroke:var(--b);stroke-width:1.8;stroke-linejoin:round}
-svg .axis{stroke:var(--line);fill:none}
+svg .axis{stroke:var(--line);fill:none}svg .axis.strong{stroke:var(--soft);stroke-width:1.5}
+td.scale{width:11.5rem;min-width:7rem}td.scale svg{max-width:11.25rem}
+.pass::before{content:"✓ ";color:var(--a);font-weight:700}.fail{font-weight:600}
+.fail::before{content:"✗ ";color:var(--b);font-weight:700}.verdict{font-size:1.1rem;font-weight:600}
 svg .cell{stroke:var(--line);stroke-width:.5}
 .key{display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;color:var(--soft);font-size:.84rem;margin:0 0 .3rem}
 .key i{display:inline-block;width:.8rem;height:.7rem;margin-right:.4rem}
@@ -168,6 +174,25 @@ def table(
         body.append(f"<tr>{''.join(cells)}</tr>")
     note = f'<p class="note">{text(caption, 600)}</p>' if caption else ""
     return _scrolled(head, "".join(body)) + note
+
+
+def raw_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = (), caption: str = ""
+) -> str:
+    """A table whose cells are HTML made by the helpers, and trusted; columns in `numeric` are aligned right."""
+    head = "".join(
+        f'<th scope="col"{_class(["n"] if i in numeric else [])}>{text(heading)}</th>'
+        for i, heading in enumerate(headings)
+    )
+    body = ""
+    for row in rows:
+        cells = [f'<th scope="row">{row[0]}</th>']
+        for i, cell in enumerate(row[1:], 1):
+            kind = ["n"] if i in numeric else ["scale"] if cell.startswith("<svg") else []
+            cells.append(f"<td{_class(kind)}>{cell}</td>")
+        body += f"<tr>{''.join(cells)}</tr>"
+    note = f'<p class="note">{text(caption, 600)}</p>' if caption else ""
+    return _scrolled(head, body) + note
 
 
 def anomaly_card(

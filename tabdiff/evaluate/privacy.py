@@ -1,4 +1,9 @@
-"""Does a synthetic table give away rows of the real one? Two measures, each with its innocent floor.
+"""Does a synthetic table give away rows of the real one? Measures of copying, each with its innocent floor.
+
+    exact_copies       rows that equal a training row in every cell
+    near_copies        rows closer to a training row than a real row that training never saw hardly ever is
+    closest record     are they nearer to the rows of training than to as many rows that were kept out?
+    membership         can an attacker who has the synthetic table tell which real rows were trained on?
 
 They find careless copying. They do not prove privacy: only a training procedure with a guarantee, such as
 differential privacy, does.
@@ -11,12 +16,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from sklearn.metrics import pairwise_distances
+from sklearn.metrics import pairwise_distances, roc_auc_score
 
 from tabdiff.evaluate.frames import Floats, Report, align, draw_rows, joint_codes, kind_of, kinds_of, numbers
 
 NORMAL_95 = 1.959963984540054
 """Two-sided 95 % point of the normal distribution."""
+NEAR = 0.01
+"""Share of real rows, kept out of training, that lie closer to a training row than the threshold of a near copy."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,44 @@ class ClosestRecordShare(Report):
     real_rows: int
     median_to_train: float
     median_to_holdout: float
+
+
+@dataclass(frozen=True)
+class NearCopies(Report):
+    """Percent of rows that lie closer to a training row than `threshold`, with 95 % intervals; lower is better.
+
+    `threshold` is the distance below which 1 % of the real rows lie that were kept out of training; the holdout's
+    percentage is that of other such rows, so about 1. `ratio` is the median of the distance to the closest training
+    row over that to the second closest, 0 to 1: copies of single rows have a low one. The holdout's is the floor.
+    """
+
+    threshold: float
+    percent: float
+    low: float
+    high: float
+    holdout_percent: float
+    holdout_low: float
+    holdout_high: float
+    ratio: float
+    holdout_ratio: float
+    synthetic_rows: int
+    holdout_rows: int
+
+    @property
+    def suspicious(self) -> bool:
+        """More near copies than chance explains: the two intervals do not meet."""
+        return self.low > self.holdout_high
+
+
+@dataclass(frozen=True)
+class Membership(Report):
+    """Area under the ROC curve of a distance attack, with its 95 % interval; 0.5 is ideal, 1 gives every row away."""
+
+    auc: float
+    low: float
+    high: float
+    members: int
+    others: int
 
 
 def exact_copies(train: pl.DataFrame, synthetic: pl.DataFrame, holdout: pl.DataFrame) -> Copies:
@@ -106,6 +151,88 @@ def distance_to_closest_record_share(
     )
 
 
+def near_copies(
+    train: pl.DataFrame,
+    holdout: pl.DataFrame,
+    synthetic: pl.DataFrame,
+    seed: int = 0,
+    most_rows: int = 1500,
+    most_real_rows: int = 20_000,
+) -> NearCopies:
+    """Share of the synthetic rows that are closer to a training row than real rows hardly ever are.
+
+    Distance as in `distance_to_closest_record_share`. Half of the holdout rows sets the threshold, the other half is
+    the floor; at most `most_rows` rows of each table ask, and at most `most_real_rows` training rows answer.
+
+    Raises:
+        SchemaError: the tables are not comparable, or train or holdout has fewer than two rows.
+    """
+    holdout = align(train, holdout, "holdout", least=2)
+    synthetic = align(train, synthetic, "synthetic")
+    generator = np.random.default_rng(seed)
+    held_out = draw_rows(holdout, 2 * most_rows, generator)
+    frames = (train, draw_rows(train, most_real_rows, generator), held_out, draw_rows(synthetic, most_rows, generator))
+    values, codes = _encode(*frames)
+    nearest = [_nearest((values[side], codes[side]), (values[1], codes[1])) for side in (2, 3)]
+    asked = generator.permutation(held_out.height)
+    setting, floor = (nearest[0][part] for part in np.array_split(asked, 2))
+    threshold = float(np.quantile(setting[:, 0], NEAR))
+    shares = [float((distances[:, 0] <= threshold).mean()) for distances in (nearest[1], floor)]
+    intervals = [wilson_interval(share, len(d)) for share, d in zip(shares, (nearest[1], floor), strict=True)]
+    return NearCopies(
+        threshold=threshold,
+        percent=100 * shares[0],
+        low=100 * intervals[0][0],
+        high=100 * intervals[0][1],
+        holdout_percent=100 * shares[1],
+        holdout_low=100 * intervals[1][0],
+        holdout_high=100 * intervals[1][1],
+        ratio=_ratio(nearest[1]),
+        holdout_ratio=_ratio(floor),
+        synthetic_rows=len(nearest[1]),
+        holdout_rows=len(floor),
+    )
+
+
+def membership_auc(
+    train: pl.DataFrame,
+    holdout: pl.DataFrame,
+    synthetic: pl.DataFrame,
+    seed: int = 0,
+    most_rows: int = 1500,
+    most_synthetic_rows: int = 20_000,
+) -> Membership:
+    """How well the distance to the closest synthetic row tells training rows from others (Chen et al., CCS 2020).
+
+    Equally many rows of train and holdout, at most `most_rows` of each. The interval is that of Hanley and McNeil
+    (Radiology 1982). A stronger attacker may do better: an AUC of 0.5 rules out this attack, not every one.
+    """
+    holdout = align(train, holdout, "holdout")
+    synthetic = align(train, synthetic, "synthetic")
+    generator = np.random.default_rng(seed)
+    size = min(train.height, holdout.height, most_rows)
+    frames = [draw_rows(frame, size, generator) for frame in (train, holdout)]
+    values, codes = _encode(train, *frames, draw_rows(synthetic, most_synthetic_rows, generator))
+    closeness = [-_closest((values[side], codes[side]), (values[3], codes[3])) for side in (1, 2)]
+    auc = float(roc_auc_score(np.repeat([1, 0], size), np.concatenate(closeness))) if size else 0.5
+    low, high = auc_interval(auc, size, size)
+    return Membership(auc, low, high, size, size)
+
+
+def auc_interval(auc: float, positives: int, negatives: int) -> tuple[float, float]:
+    """95 % interval, within 0 to 1, of an area under the ROC curve (Hanley and McNeil, Radiology 1982)."""
+    first, second = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (positives - 1) * (first - auc**2) + (negatives - 1) * (second - auc**2)
+    half = NORMAL_95 * float(np.sqrt(max(variance, 0.0) / (positives * negatives)))
+    return max(0.0, auc - half), min(1.0, auc + half)
+
+
+def _ratio(distances: Floats) -> float:
+    """Median of closest over second closest; 1 where both are 0."""
+    ratio = np.divide(distances[:, 0], distances[:, 1], out=np.ones(len(distances)), where=distances[:, 1] > 0)
+    return float(np.median(ratio))
+
+
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """95 % interval, within 0 to 1, of a share seen in `count` draws (Wilson, JASA 1927)."""
     square = NORMAL_95**2
@@ -144,6 +271,13 @@ def _stack(tables: list[list[Floats]], heights: list[int]) -> list[Floats]:
 def _closest(asked: tuple[Floats, Floats], known: tuple[Floats, Floats]) -> Floats:
     """Distance (n,) of each asked row to its closest known row."""
     return np.concatenate([_distances(chunk, known).min(axis=1) for chunk in _chunks(asked)])
+
+
+def _nearest(asked: tuple[Floats, Floats], known: tuple[Floats, Floats]) -> Floats:
+    """Distances (n, 2) of each asked row to its closest and second closest known row; the same if there is one."""
+    second = min(1, len(known[0]) - 1)
+    parts = [np.partition(_distances(chunk, known), second, axis=1)[:, [0, second]] for chunk in _chunks(asked)]
+    return np.concatenate(parts)
 
 
 def _chunks(table: tuple[Floats, Floats], rows: int = 256) -> Iterator[tuple[Floats, Floats]]:

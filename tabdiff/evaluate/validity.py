@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,11 +43,17 @@ class Validity(Report):
         return tuple(check for check in self.checks if not check.passed)
 
 
-def validity(real: pl.DataFrame, synthetic: pl.DataFrame) -> Validity:
+def validity(
+    real: pl.DataFrame,
+    synthetic: pl.DataFrame,
+    constraints: Sequence[tuple[str, Mask]] = (),
+    more: Sequence[Check] = (),
+) -> Validity:
     """Check columns, dtypes, ranges, levels and missing values of a synthetic table against the real one.
 
     A row is invalid if it has a number outside the real range, a level that the real column lacks, or a
-    missing value where the real column has none. The order of the columns does not matter.
+    missing value where the real column has none, or if it breaks one of the `constraints`: what each says, and the
+    synthetic rows (n,) that break it. The order of the columns does not matter. Checks `more` are listed too.
     """
     require_rows(real, "real")
     lacking = [name for name in real.columns if name not in synthetic.columns]
@@ -59,9 +66,14 @@ def validity(real: pl.DataFrame, synthetic: pl.DataFrame) -> Validity:
     invalid = np.zeros(synthetic.height, dtype=bool)
     for name in real.columns:
         if name in synthetic.columns:
-            more, bad = _check_column(real[name], synthetic[name])
-            checks += more
+            found_here, bad = _check_column(real[name], synthetic[name])
+            checks += found_here
             invalid |= bad
+    for rule, bad in constraints:
+        count = int(bad.sum())
+        checks.append(Check(TABLE, rule, not count, f"{count} of {synthetic.height} rows break it"))
+        invalid |= bad
+    checks += more
     checks.sort(key=lambda check: check.passed)
     return Validity(tuple(checks), float(100 * invalid.mean()) if len(invalid) else 0.0)
 
@@ -96,6 +108,8 @@ def _check_range(real: pl.Series, synthetic: pl.Series) -> tuple[Check, Mask]:
     low, high = (known.min(), known.max()) if known.size else (np.inf, -np.inf)
     bad = (values < low) | (values > high)
     found = f"{int(bad.sum())} outside {low:g} to {high:g}" if known.size else f"{int(bad.sum())} values"
+    if real.dtype.is_temporal() and known.size:
+        found = f"{int(bad.sum())} outside {real.min()!s} to {real.max()!s}"
     return Check(real.name, "within the real range", not bad.any(), found), bad
 
 

@@ -1,0 +1,406 @@
+"""Draw rows that may be published: conditions met, constraints obeyed, rare categories left out, no copies.
+
+Around the sampler stands a loop: draw, repair what has one obvious repair, keep the rows that obey, draw the others anew.
+What a row becomes depends on its place and on the seed, not on how many rows are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Float32, Int
+
+from tabdiff.bundle import Bundle
+from tabdiff.codes import OTHER, CategoryCode
+from tabdiff.columns import CANONICAL
+from tabdiff.conditions import condition_on_cells
+from tabdiff.config import SampleConfig
+from tabdiff.constraints import Sum, Unique
+from tabdiff.errors import ConfigError, SynthesisError
+from tabdiff.originals import Originals
+from tabdiff.restrictions import Restriction, marginal
+from tabdiff.runtime import Runtime
+from tabdiff.sampling import BLOCK_ROWS, Condition, NoiseSchedule, draw
+from tabdiff.schema import Column, Kind, Schema
+
+LEAST_ACCEPTANCE = 0.001
+_TRIED_BEFORE_GIVING_UP, _IDLE_BEFORE_GIVING_UP, _WIDEST = 2000, 5000, 64
+
+Judge = Callable[[pl.DataFrame], Any]
+_Test = Callable[[pl.DataFrame, pl.DataFrame], Bool[np.ndarray, " rows"]]
+
+
+@dataclass(frozen=True)
+class SampleReport:
+    """How drawing went.
+
+    Attributes:
+        rows: rows that were wanted and came out.
+        drawn: rows that were drawn for them.
+        repaired: rows in which a constraint was mended.
+        broken: for each rule, how many of the drawn rows broke it after repair.
+        copies: rows that equal a training row which occurs once; None if the model remembers no rows, or was not asked.
+    """
+
+    rows: int
+    drawn: int
+    repaired: int
+    broken: dict[str, int] = field(default_factory=dict)
+    copies: int | None = None
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the drawn rows that came out."""
+        return self.rows / self.drawn if self.drawn else 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of N rows.
+
+    Attributes:
+        given: canonical cells that are known: N rows, or one row that stands for all; columns that are absent are open.
+        open_cells: (rows of `given`, columns of `given`) cells that are not known after all.
+        missing_if_open: whether open cells may come out missing.
+        restrictions: ranges and sets; the rarest is met by drawing its value first, the others by rejection.
+        rules: constraints.
+        judge: the user's own rule: canonical frame in the user's types -> which rows to keep.
+        strength: below 1, open cells start from `given` noised to that time.
+        own: each row starts from one of the user's own, so it is not tested for being a copy.
+    """
+
+    rows: int
+    given: pl.DataFrame
+    open_cells: Bool[np.ndarray, "n c"]
+    missing_if_open: bool = True
+    restrictions: tuple[Restriction, ...] = ()
+    rules: tuple[Any, ...] = ()
+    judge: Judge | None = None
+    strength: float = 1.0
+    own: bool = False
+
+    @classmethod
+    def nothing(cls, rows: int, **more: Any) -> Request:
+        """No cell is known."""
+        return cls(rows, pl.DataFrame(), np.zeros((1, 0), bool), **more)
+
+
+class Generator:
+    """Draws rows from a bundle."""
+
+    def __init__(self, bundle: Bundle, runtime: Runtime, config: SampleConfig) -> None:
+        self.bundle, self.runtime, self.config = bundle, runtime, config
+        self.schema, self.codec = bundle.schema, bundle.codec
+        self._notes: dict[str, Any] = bundle.model.get("sampling", {})
+
+    @cached_property
+    def schedule(self) -> NoiseSchedule:
+        """Noise levels of the bundle's process."""
+        return NoiseSchedule.of(self.bundle.model, self.bundle.tensors)
+
+    @cached_property
+    def originals(self) -> Originals | None:
+        """What the model remembers of its training rows."""
+        return Originals.from_json(self._notes["originals"]) if "originals" in self._notes else None
+
+    @cached_property
+    def rare(self) -> dict[str, tuple[str, ...]]:
+        """Categories of each column that few training rows have; none if that would be most of the column."""
+        found = {}
+        for name, code in self.codec.codes.items():
+            counts = self._notes.get("counts", {}).get(name)
+            if isinstance(code, CategoryCode) and counts:
+                few = [i for i in range(len(code.categories)) if counts[i] < self.config.rare_rows]
+                if 2 * sum(counts[i] for i in few) <= sum(counts):
+                    found[name] = tuple(code.categories[i] for i in few)
+        return found
+
+    @cached_property
+    def allowed(self) -> Float32[np.ndarray, "1 1 w"]:
+        """States that may be drawn where nothing is given."""
+        layout = self.codec.layout
+        allowed = np.ones((1, 1, layout.model_width), np.float32)
+        for index, name in enumerate(layout.columns):
+            code = self.codec.codes.get(name)
+            if code is None or not code.states:
+                continue
+            unit = layout.units[layout.units_of(index)[0]]
+            mask = np.ones(unit.width, np.float32)
+            if isinstance(code, CategoryCode) and self.config.rare == "redraw":
+                mask[[code.categories.index(value) for value in self.rare.get(name, ())]] = 0
+                if code.has_other and code.categories:
+                    mask[len(code.categories)] = 0
+            if code.has_missing and self.config.missing == "fill":
+                mask[-1] = 0
+            if mask.any():
+                allowed[0, 0, unit.slots] = mask
+        return allowed
+
+    def generate(self, request: Request, seed: int) -> tuple[pl.DataFrame, SampleReport]:
+        """Rows in the user's types, and how drawing them went.
+
+        Raises:
+            SchemaError: a given value was never seen in training.
+            SynthesisError: hardly any row obeys, or there are more copies of training rows than chance explains.
+        """
+        tests = self._tests(request)
+        pending = np.arange(request.rows)
+        accepted: list[tuple[Any, pl.DataFrame]] = []
+        drawn = repaired = idle = attempt = 0
+        broken: dict[str, int] = {}
+        while len(pending):
+            width = min(2**attempt, _WIDEST) if attempt else 1
+            asked = np.repeat(pending, width)
+            frame, mended = self._attempt(request, asked, seed, attempt)
+            bad = np.zeros(len(asked), bool)
+            canonical = self._canonical(frame) if tests else frame
+            for name, test in tests.items():
+                hit = test(frame, canonical)
+                broken[name] = broken.get(name, 0) + int(hit.sum())
+                bad |= hit
+            tables = [table for _, table in accepted]
+            for rule in (rule for rule in request.rules if isinstance(rule, Unique)):
+                hit = _repeats(rule, tables, frame, bad)
+                broken[str(rule)] = broken.get(str(rule), 0) + int(hit.sum())
+                bad |= hit
+            keep, pending = _first_good(asked, bad, width)
+            accepted.append((asked[keep], frame[keep]))
+            drawn, repaired, attempt = drawn + len(asked), repaired + mended, attempt + 1
+            idle = 0 if len(keep) else idle + len(asked)
+            if len(pending):
+                _give_up(request.rows - len(pending), drawn, idle, broken)
+        place = np.argsort(np.concatenate([places for places, _ in accepted]), kind="stable")
+        frame = pl.concat([table for _, table in accepted])[place]
+        report = SampleReport(request.rows, drawn, repaired, {k: v for k, v in broken.items() if v}, None)
+        return self._published(frame, request, report)
+
+    def encoded(self, condition: Condition, seed: int, strength: float = 1.0) -> Iterator[Float32[np.ndarray, "b w"]]:
+        """Blocks of clean encoded rows, no value beyond what training showed."""
+        layout = self.codec.layout
+        for block, windows in enumerate(
+            draw(self.runtime, layout, self.schedule, condition, self.config, seed, strength)
+        ):
+            x = windows[:, 0]
+            if layout.detail_units:
+                rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block, 1)))
+                uniform = rng.random((BLOCK_ROWS, len(layout.units)), dtype=np.float32)[: len(x)]
+                given = condition.given[block * BLOCK_ROWS :][: len(x), 0][:, layout.unit_of_slot]
+                x = np.where(given, x, self.codec.draw_details(x, uniform))
+            yield np.clip(x, *self.codec.bounds)
+
+    def cleaned(self, condition: Condition) -> Condition:
+        """The condition with states that may not be drawn ruled out."""
+        return Condition(condition.x, condition.given, condition.allowed * self.allowed)
+
+    def decoded(self, x: Float32[np.ndarray, "b w"]) -> pl.DataFrame:
+        """Canonical frame of encoded rows; rare categories as missing if so asked."""
+        frame = self.codec.decode_canonical(x)
+        if self.config.rare != "null":
+            return frame
+        return frame.with_columns(
+            pl.when(pl.col(name).is_in([*self.rare.get(name, ()), OTHER]))
+            .then(None)
+            .otherwise(pl.col(name))
+            .alias(name)
+            for name, code in self.codec.codes.items()
+            if isinstance(code, CategoryCode) and frame[name].dtype == pl.String
+        )
+
+    def _tests(self, request: Request) -> dict[str, _Test]:
+        """For each rule, which rows of a table break it; tests see it in the user's types and in canonical ones."""
+        tests: dict[str, _Test] = {}
+        for asked in request.restrictions:
+            tests[str(asked)] = partial(_misses, asked)
+        for rule in request.rules:
+            if not isinstance(rule, Unique):
+                tests[str(rule)] = partial(_breaks, rule)
+        sums = {name for rule in request.rules if isinstance(rule, Sum) for name in rule.about}
+        if computed := sorted(sums - set(request.given.columns)):
+            tests["sums inside the training range"] = partial(_outside, [self.schema[name] for name in computed])
+        if request.judge is not None:
+            tests["the wanted rows"] = partial(_unwanted, request.judge)
+        if self.config.copies == "redraw" and self.originals is not None:
+            tests["copies of training rows"] = partial(_copied, self.originals)
+        return tests
+
+    @cached_property
+    def _modelled(self) -> Schema:
+        return Schema(tuple(column for column in self.schema.columns if column.name in self.codec.columns))
+
+    def _canonical(self, frame: pl.DataFrame) -> pl.DataFrame:
+        return self._modelled.conform(frame)
+
+    def _attempt(
+        self, request: Request, asked: Int[np.ndarray, " n"], seed: int, attempt: int
+    ) -> tuple[pl.DataFrame, int]:
+        """One draw of the rows at these places, in the user's types, and how many were repaired."""
+        if attempt:
+            seed = int(np.random.SeedSequence(seed, spawn_key=(2**20, attempt)).generate_state(1, np.uint64)[0] >> 1)
+        condition, cells, open_cells = self._condition(request, asked, seed)
+        canonical = pl.concat([self.decoded(x) for x in self.encoded(condition, seed, request.strength)])
+        canonical = _overlaid(canonical, cells, open_cells)
+        mended = np.zeros(len(asked), bool)
+        if request.rules or request.restrictions:
+            canonical = self._canonical(self.schema.restore(canonical))  # as it will be read: rounded, on the grid
+            canonical = _overlaid(canonical, cells, open_cells)
+            whole = {name for i, name in enumerate(cells.columns) if not open_cells[:, i].any()}
+            fixed = frozenset({*whole, *(rule.column for rule in request.restrictions)})
+            for rule in request.rules:
+                wrong = rule.broken(canonical)
+                if wrong.any():
+                    canonical = _overlaid(rule.repair(canonical, fixed), cells, open_cells)
+                    mended |= wrong & ~rule.broken(canonical)
+        return self.schema.restore(canonical), int(mended.sum())
+
+    def _condition(
+        self, request: Request, asked: Int[np.ndarray, " n"], seed: int
+    ) -> tuple[Condition, pl.DataFrame, Bool[np.ndarray, "cells c"]]:
+        """The condition of these rows, and the cells that they must show."""
+        layout, cells, open_cells = self.codec.layout, request.given, request.open_cells
+        shared = cells.height <= 1 and request.strength == 1
+        if not shared:
+            cells, open_cells = cells[asked], open_cells[asked]
+        anchor = self._anchor(request)
+        if anchor is not None:
+            column = self.schema[anchor[0]]
+            rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2**21,)))
+            if shared and cells.width:
+                cells, open_cells = cells[np.zeros(len(asked), int)], np.repeat(open_cells, len(asked), axis=0)
+            drawn = _series(column, anchor[1].draw(rng, len(asked)))
+            cells = pl.DataFrame([*cells.get_columns(), drawn])
+            open_cells = np.hstack(
+                [np.broadcast_to(open_cells, (len(asked), cells.width - 1)), np.zeros((len(asked), 1), bool)]
+            )
+            shared = False
+        if not cells.width:
+            nothing = Condition.nothing(layout, 1)
+            return self.cleaned(nothing).repeated(len(asked)), cells, open_cells
+        blank = [
+            pl.Series(n, [None] * cells.height, dtype=CANONICAL[self.schema[n].kind])
+            for n in self.codec.columns
+            if n not in cells.columns
+        ]
+        whole = cells.with_columns(blank)
+        wide = np.ones((cells.height, len(self.codec.columns)), bool)
+        for i, name in enumerate(cells.columns):
+            wide[:, self.codec.columns.index(name)] = open_cells[:, i]
+        condition = condition_on_cells(self.codec, whole, wide, missing_if_open=request.missing_if_open)
+        condition = self.cleaned(condition)
+        return (condition.repeated(len(asked)) if shared else condition), cells, open_cells
+
+    def _anchor(self, request: Request) -> tuple[str, Any] | None:
+        """The restricted column whose value is drawn first: the one that the fewest training rows satisfy."""
+        projected = self.codec.projection.columns if self.codec.projection is not None else ()
+        found = [
+            (rule.column, marginal(self.codec, self._notes.get("counts", {}), rule))
+            for rule in request.restrictions
+            if rule.column not in projected
+        ]
+        return min(found, key=lambda pair: pair[1].share, default=None)
+
+    def _published(
+        self, frame: pl.DataFrame, request: Request, report: SampleReport
+    ) -> tuple[pl.DataFrame, SampleReport]:
+        """Refuse more copies than chance explains. Rows that the user gave in part are the user's own."""
+        if self.originals is None or request.own or self.config.copies == "keep":
+            return frame, report
+        copies = int(self.originals.copies(self._canonical(frame)).sum())
+        report = SampleReport(report.rows, report.drawn, report.repaired, report.broken, copies)
+        if self.config.copies == "refuse" and self.originals.beyond_chance(copies, frame.height):
+            expected = 100 * self.originals.paired / self.originals.rows
+            raise SynthesisError(
+                f"samples must not copy training rows; {copies:,} of {frame.height:,} rows equal, in every column, a training row "
+                f"that occurs once ({100 * copies / frame.height:.2g} %; among real rows {expected:.2g} % have one equal). Fit with fewer steps or "
+                "on more rows; or draw with copies=redraw (none comes out) or copies=keep (they are published)."
+            )
+        return frame, report
+
+
+def _give_up(accepted: int, drawn: int, idle: int, broken: Mapping[str, int]) -> None:
+    """An error instead of an endless loop."""
+    hopeless = drawn >= _TRIED_BEFORE_GIVING_UP and accepted < LEAST_ACCEPTANCE * drawn
+    if hopeless or idle >= _IDLE_BEFORE_GIVING_UP:
+        worst = sorted(broken.items(), key=lambda item: -item[1])[:3]
+        named = "; ".join(f"{name!r} was broken by {count:,}" for name, count in worst if count)
+        raise SynthesisError(
+            f"rows must obey the conditions and constraints; of {drawn:,} drawn rows {accepted:,} came out: {named}. "
+            "Widen the condition, take a constraint out, or fit longer: what training never showed cannot be drawn."
+        )
+
+
+def _breaks(rule: Any, _: pl.DataFrame, canonical: pl.DataFrame) -> Bool[np.ndarray, " rows"]:
+    return np.asarray(rule.broken(canonical))
+
+
+def _misses(asked: Restriction, _: pl.DataFrame, canonical: pl.DataFrame) -> Bool[np.ndarray, " rows"]:
+    """A restriction is not met by a missing value either."""
+    return np.asarray(asked.broken(canonical) | canonical[asked.column].is_null().to_numpy())
+
+
+def _outside(columns: Sequence[Column], _: pl.DataFrame, canonical: pl.DataFrame) -> Bool[np.ndarray, " rows"]:
+    tests = [~pl.col(c.name).is_between(c.minimum or 0.0, c.maximum or 0.0) for c in columns]
+    return canonical.select(pl.any_horizontal(tests).fill_null(False)).to_series().to_numpy()
+
+
+def _unwanted(judge: Judge, frame: pl.DataFrame, _: pl.DataFrame) -> Bool[np.ndarray, " rows"]:
+    wanted = np.asarray(judge(frame), dtype=bool)
+    if wanted.shape != (frame.height,):
+        raise ConfigError(
+            f"where says of each row whether it is wanted; got shape {wanted.shape} for {frame.height} rows."
+        )
+    return ~wanted
+
+
+def _copied(originals: Originals, _: pl.DataFrame, canonical: pl.DataFrame) -> Bool[np.ndarray, " rows"]:
+    return originals.copies(canonical)
+
+
+def _series(column: Column, values: Sequence[Any]) -> pl.Series:
+    """Drawn values as a canonical column."""
+    if column.kind is Kind.BOOLEAN:
+        return pl.Series(column.name, [value == "true" for value in values])
+    if column.kind is Kind.CATEGORICAL:
+        return pl.Series(column.name, values, dtype=pl.String)
+    series = pl.Series(column.name, values, dtype=pl.Float64)
+    if column.kind is Kind.CONTINUOUS:
+        return series
+    return series.round(0).cast(pl.Int64).cast(CANONICAL[column.kind])
+
+
+def _overlaid(frame: pl.DataFrame, cells: pl.DataFrame, open_cells: Bool[np.ndarray, "n c"]) -> pl.DataFrame:
+    """The frame with the cells that are known, exactly as they were given."""
+    if cells.width and cells.height == 1:
+        cells, open_cells = cells[np.zeros(frame.height, int)], np.repeat(open_cells, frame.height, axis=0)
+    columns = [
+        frame[name].zip_with(pl.Series(open_cells[:, i]), cells[name].cast(frame[name].dtype)).alias(name)
+        for i, name in enumerate(cells.columns)
+    ]
+    return frame.with_columns(columns)
+
+
+def _first_good(
+    asked: Int[np.ndarray, " n"], bad: Bool[np.ndarray, " n"], width: int
+) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " left"]]:
+    """Of `width` tries for each place: where the first good one is, and the places that have none."""
+    good = ~bad.reshape(-1, width)
+    has, places = good.any(axis=1), asked.reshape(-1, width)[:, 0]
+    first = np.arange(len(good)) * width + good.argmax(axis=1)
+    return first[has], places[~has]
+
+
+def _repeats(
+    rule: Unique, accepted: Sequence[pl.DataFrame], frame: pl.DataFrame, bad: Bool[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    """Rows that agree with one that came before in the columns of a rule; rows that are bad already do not count."""
+    names = list(rule.columns)
+    before = pl.concat([*(table.select(names) for table in accepted), frame.select(names)])
+    counted = np.concatenate([np.zeros(sum(table.height for table in accepted), bool), bad])
+    repeats = np.zeros(before.height, bool)
+    places = np.flatnonzero(~counted)
+    repeats[places] = rule.broken(before[places])
+    return repeats[before.height - frame.height :]
