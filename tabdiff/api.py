@@ -22,7 +22,7 @@ from tabdiff.flags import Rule
 from tabdiff.layout import Layout
 from tabdiff.memory import remember
 from tabdiff.model import Model
-from tabdiff.nn.assemble import build_denoiser, build_score
+from tabdiff.nn.assemble import build_denoiser, build_score, scored_by_network
 from tabdiff.nn.calibrate import Part, calibrate, training_of_a_turn, turns
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.programs import Step
@@ -155,8 +155,10 @@ def _learn(
     checkpoint: Path | None = None,
     on_event: Callable[[TrainEvent], None] | None = None,
     data: str = "",
+    *,
+    learn: bool = True,
 ) -> tuple[Part, TrainEvent | None]:
-    """Codec and network of some rows; others stop the training."""
+    """Codec and network of some rows; others stop the training. A network that nobody asks need not `learn`."""
     train_rows, held_out_rows = frame[train_places], frame[held_out_places]
     codec = Codec.fit(train_rows, schema, config.data)
     if config.data.trim:
@@ -167,14 +169,15 @@ def _learn(
     torch.manual_seed(config.train.seed)  # initial weights and dropout
     denoiser = build_denoiser(codec.layout, encoded, config).to(resolve_device(config.train.device))
     last = None
-    for event in train(
+    events = train(
         denoiser,
         *_windows(encoded, codec.layout),
         *_windows(held_out, codec.layout),
         config.train,
         checkpoint=checkpoint,
         identity=f"{data} {config.model_dump_json(include={'data', 'process', 'network'})}",
-    ):
+    )
+    for event in events if learn else ():
         last = event
         if on_event is not None:
             on_event(event)
@@ -196,7 +199,7 @@ def _turns(
     order = np.random.default_rng(config.train.seed).permutation(train_places)
     for held_out in np.array_split(order, count - 1):
         rest = np.setdiff1d(np.concatenate([train_places, held_out_places]), held_out)
-        yield _learn(frame, schema, rest, np.sort(held_out), short)[0]
+        yield _learn(frame, schema, rest, np.sort(held_out), short, learn=scored_by_network(config))[0]
 
 
 def _split(rows: int, config: FitConfig) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:

@@ -59,6 +59,11 @@ def build_denoiser(layout: Layout, encoded: Encoded, config: FitConfig) -> Denoi
     return denoiser
 
 
+def scored_by_network(config: FitConfig) -> bool:
+    """The learned denoiser scores only where no rows are stored: beside views that compare rows it does not pay."""
+    return not (config.score.kernel_rows or config.score.contaminated)
+
+
 def build_score(
     denoiser: Denoiser, codec: Codec, encoded: Encoded, held_out: Encoded, config: FitConfig
 ) -> tuple[np.ndarray, Score]:
@@ -88,9 +93,9 @@ def build_score(
         usual_log = _left_out_log(kernels["raw"], memory[:, layout.view("raw")])
     view_columns = np.zeros((len(layout.view_columns), len(codec.columns)), np.float32)
     view_columns[np.arange(len(layout.view_columns)), list(layout.view_columns)] = 1.0
-    sigmas: tuple[float, ...] = _LEARNED_SIGMAS if not layout.category_units else (_MASKING_SIGMA,)
-    if kernels or subsets is not None:
-        sigmas = ()  # beside views that compare rows the learned one does not pay
+    sigmas: tuple[float, ...] = ()
+    if scored_by_network(config):
+        sigmas = (_MASKING_SIGMA,) if layout.category_units else _LEARNED_SIGMAS
     process = denoiser.process
     low, high = process.sigma_min ** (1 / process.rho), process.sigma_max ** (1 / process.rho)
     score = Score(

@@ -59,7 +59,7 @@ def training_of_a_turn(config: TrainConfig, turns: int) -> TrainConfig:
     return config.model_copy(
         update={
             "steps": steps,
-            "batch_size": min(config.batch_size, _TURN_BATCH),
+            "batch_size": min(config.batch_size or _TURN_BATCH, _TURN_BATCH),
             "evaluate_every": min(config.evaluate_every, 50),
             "warmup": min(config.warmup, 20),
             "ema": min(config.ema, 0.98),
