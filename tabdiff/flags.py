@@ -61,7 +61,7 @@ class Rule:
         asked = {"fdr": fdr, "contamination": contamination, "alerts_per_day": alerts_per_day}
         chosen = {name: value for name, value in asked.items() if value is not None}
         if len(chosen) > 1:
-            raise ConfigError(f"one rule sets the flags; got {chosen}. Leave all but one out.")
+            raise ConfigError(f"one rule sets the flags; got {chosen}. Leave one of them in.")
         if rows_per_day is not None and (chosen or stored.rule).keys() != {"alerts_per_day"}:
             raise ConfigError(f"rows_per_day goes with alerts_per_day; got rows_per_day={rows_per_day} without it.")
         ((name, value),) = (chosen or stored.rule).items()

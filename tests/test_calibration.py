@@ -67,12 +67,12 @@ def test_few_rows_of_many_columns_do_not_get_p_values_too_small(score: dict[str,
 
 
 @pytest.mark.slow
-def test_p_values_of_normal_rows_are_uniform_and_the_false_discovery_rate_holds():
+def test_p_values_of_normal_rows_are_not_too_small_and_the_false_discovery_rate_holds():
     p = p_values_of_new_rows(200, 5, 15)
     assert 0.3 < p.mean() < 0.6
-    by_split = [stats.kstest(one, "uniform").pvalue for one in p]
+    by_split = [stats.kstest(one, "uniform", alternative="greater").pvalue for one in p]  # too many small ones
     assert np.mean(np.array(by_split) < 0.05) <= 0.4  # rows of a split share one calibration set
-    assert stats.kstest(p[:, :2].ravel(), "uniform").pvalue > 1e-3
+    assert stats.kstest(p[:, :2].ravel(), "uniform", alternative="greater").pvalue > 1e-3
     for rate in (0.05, 0.1, 0.2):
         share = np.array([found.mean() > 0 for found in (benjamini_hochberg(one, rate) for one in p)])
         # Without anomalies every flag is false, so the rate is how often there is any flag at all.

@@ -86,7 +86,7 @@ def score(
     options = {"--fdr": fdr, "--contamination": contamination, "--alerts-per-day": alerts_per_day}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
-        raise ConfigError(f"one rule sets the flags; got {' and '.join(given)}. Leave all but one out.")
+        raise ConfigError(f"one rule sets the flags; got {' and '.join(given)}. Leave one of them in.")
     files().check_table_file(out)
     model = load_model(model_dir)
     asked = {"fdr": fdr, "contamination": contamination, "alerts_per_day": alerts_per_day, "rows_per_day": rows_per_day}
