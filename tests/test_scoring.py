@@ -24,6 +24,16 @@ def test_contributions_add_up_to_the_score():
     np.testing.assert_allclose(contributions.sum(1), score, rtol=1e-9)
 
 
+def test_the_worst_twentieth_of_normal_rows_sets_the_scale():
+    sample = errors(1000)
+    calibration = calibration_of(sample)
+    logs = np.sort(np.log(sample[:, 1].sum(1)))
+    z = (logs - calibration.center[1]) / calibration.scale[1]
+    assert abs(np.median(z)) < 1e-6
+    # A little under 1: the least scale is added to it.
+    assert 0.9 < z[-50:].mean() < 1
+
+
 def test_a_typical_row_scores_about_zero_and_more_error_scores_more():
     calibration = calibration_of(errors(2000))
     assert 0 <= np.median(calibration.normal) < 1

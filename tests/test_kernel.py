@@ -1,0 +1,172 @@
+"""The closed-form views of the score, against brute force and scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from sklearn.neighbors import NearestNeighbors
+
+import tabdiff
+from tabdiff.nn.kernel import NEIGHBOURS, KernelView, fit_kernel_view, local_weights
+from tabdiff.nn.mixture import MixtureView, fit_mixture
+from tests.oracles import kernel_mean_by_loops
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def correlated(rows: int, seed: int = 0) -> torch.Tensor:
+    x = torch.randn(rows, 3, generator=seeded(seed))
+    return x @ torch.tensor([[1.0, 0.9, 0.0], [0.0, 0.4, 0.3], [0.0, 0.0, 1.0]])
+
+
+def plain_view(rows: torch.Tensor, level: float) -> KernelView:
+    """A view without metric and penalties."""
+    identity = torch.eye(rows.shape[1])
+    return KernelView(rows, identity, identity, torch.tensor([level]), torch.zeros(len(rows)))
+
+
+def test_few_neighbours_reconstruct_as_all_rows_do():
+    rows, x = correlated(400), correlated(50, seed=1)
+    view = plain_view(rows, 0.08)
+    squared, _ = view(x, view.nearest(x))
+    everything = kernel_mean_by_loops(x.double().numpy(), rows.double().numpy(), 0.08)
+    expected = ((x.double().numpy() - everything) ** 2).sum(1)
+    np.testing.assert_allclose(squared.sum(-1)[:, 0], expected, rtol=0.02, atol=2e-5)
+
+
+def test_nearest_rows_are_those_of_scikit_learn_in_the_metric():
+    rows, x = correlated(500), correlated(60, seed=1)
+    view = fit_kernel_view(rows, (0.2, 0.3), seeded())
+    x = torch.minimum(torch.maximum(x, rows.amin(0)), rows.amax(0))
+    inside = torch.clamp(x @ view.transform, view.low, view.high)
+    index = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(view.rows.double().numpy())
+    theirs, _ = index.kneighbors(inside.double().numpy())
+    ours = (inside[:, None] - view.rows[view.nearest(x)]).norm(dim=-1).sort(dim=-1).values
+    # Penalties of at most 2 % of a squared neighbour distance may swap rows that are nearly equally far.
+    np.testing.assert_allclose(ours, theirs, rtol=0.05)
+
+
+def test_a_stored_row_that_is_left_out_is_not_found():
+    rows = correlated(100)
+    view = fit_kernel_view(rows, (0.3,), seeded())
+    own = torch.arange(100)
+    assert (view.nearest(rows) == own[:, None]).any(-1).all()
+    assert not (view.nearest(rows, own) == own[:, None]).any()
+
+
+def test_the_farthest_neighbour_weighs_nothing_and_weights_add_up():
+    squared = torch.tensor([[0.0, 0.5, 1.0], [2.0, 2.0, 2.0], [1e8, 1e8 + 4, 2e8]])
+    weights = local_weights(squared, torch.tensor([0.5, 1.0]))
+    np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-6)
+    assert (weights[0, :, 2] < 1e-10).all()
+    np.testing.assert_allclose(weights[1], 1 / 3, rtol=1e-6)
+    by_hand = np.exp([0.0, -1.0]) - np.exp(-2.0)
+    np.testing.assert_allclose(weights[0, 0, :2], by_hand / by_hand.sum(), rtol=1e-5)
+
+
+def test_metric_makes_left_out_residuals_white():
+    rows = correlated(120)
+    view = fit_kernel_view(rows, (0.3,), seeded())
+    exact = rows.double().numpy()
+    distance = NearestNeighbors(n_neighbors=6).fit(exact).kneighbors(exact)[0][:, 1:].mean()
+    found = [kernel_mean_by_loops(exact[i : i + 1], np.delete(exact, i, axis=0), 0.3 * distance)[0] for i in range(120)]
+    spread = np.cov(((exact - found) @ view.transform.double().numpy()).T, bias=True)
+    np.testing.assert_allclose(spread, np.eye(3), atol=1e-3)
+
+
+def test_errors_of_slots_add_up_and_are_never_negative():
+    rows, x = correlated(200), 3 * correlated(40, seed=1)
+    view = fit_kernel_view(rows, (0.2, 0.5), seeded())
+    nearest = view.nearest(x)
+    squared, _ = view(x, nearest)
+    assert (squared >= 0).all()
+    difference = (x @ view.transform)[:, None] - view.rows[nearest]
+    weights = local_weights(difference.square().sum(-1) + view.penalty[nearest], view.levels)
+    np.testing.assert_allclose(squared.sum(-1), (weights @ difference).square().sum(-1), rtol=1e-4)
+
+
+def random_mixture(components: int, width: int) -> MixtureView:
+    rng = np.random.default_rng(0)
+    roots = rng.normal(size=(components, width, width))
+    variance, axes = np.linalg.eigh(roots @ roots.transpose(0, 2, 1))
+    share = np.log(rng.dirichlet(np.ones(components)))
+    values = (rng.normal(size=(components, width)), axes, variance, share, np.array([0.5, 1.0]))
+    return MixtureView(*(torch.tensor(value, dtype=torch.float32) for value in values))
+
+
+@pytest.mark.parametrize("components", [1, 4])
+def test_mixture_error_is_the_mahalanobis_distance_under_the_posterior(components):
+    mixture = random_mixture(components, 3)
+    x = np.random.default_rng(1).normal(0, 2, (20, 3))
+    found = mixture(torch.tensor(x).float())
+    for place, level in enumerate(mixture.levels.tolist()):
+        density, distance = [], []
+        for mean, axes, variance, share in zip(
+            *(value.double().numpy() for value in (mixture.means, mixture.axes, mixture.variance, mixture.log_share)),
+            strict=True,
+        ):
+            covariance = axes @ np.diag(variance + level**2) @ axes.T
+            density.append(np.exp(share) * multivariate_normal(mean, covariance).pdf(x))
+            distance.append(((x - mean) @ np.linalg.inv(covariance) * (x - mean)).sum(1))
+        posterior = np.array(density) / np.sum(density, axis=0)
+        np.testing.assert_allclose(found[:, place].sum(-1), (posterior * distance).sum(0), rtol=1e-3)
+    assert (found >= 0).all()
+
+
+def test_mixture_fit_recovers_its_components():
+    truth = torch.tensor([[-6.0, 0.0, 0.0], [6.0, 3.0, 0.0]])
+    x = torch.cat([truth[0] + correlated(300), truth[1] + correlated(700, seed=1)])
+    mixture = fit_mixture(x, (1.0,), seeded(), components=2)
+    order = mixture.means[:, 0].argsort()
+    np.testing.assert_allclose(mixture.means[order], truth, atol=0.2)
+    np.testing.assert_allclose(mixture.log_share.exp()[order], [0.3, 0.7], atol=0.01)
+    covariance = mixture.axes @ torch.diag_embed(mixture.variance) @ mixture.axes.mT
+    np.testing.assert_allclose(covariance[order[1]], np.cov(correlated(700, seed=1).T), atol=0.1)
+
+
+def test_mixture_notices_a_row_across_the_direction_of_its_region():
+    x = correlated(500)
+    mixture = fit_mixture(x, (0.1,), seeded(), components=1)
+    values, axes = np.linalg.eigh(np.cov(x.T))
+    along = torch.tensor(axes[:, -1] * values[-1] ** 0.5).float()
+    across = torch.tensor(axes[:, 0]).float() * along.norm()
+    errors = mixture(torch.stack([along, across]))[:, 0].sum(-1)
+    assert errors[1] > 3 * errors[0]
+
+
+@pytest.mark.parametrize("rows", [2, 25])
+def test_mixtures_of_few_rows_are_finite(rows):
+    mixture = fit_mixture(torch.zeros(rows, 2), (0.3, 1.0), seeded())
+    assert torch.isfinite(mixture(torch.tensor([[0.0, 0.0], [1e6, -1e6]]))).all()
+
+
+def ties() -> pl.DataFrame:
+    """Most rows are equally far from any new one: only categories."""
+    rng = np.random.default_rng(0)
+    return pl.DataFrame({f"column {i}": rng.choice(list("abcde"), 400) for i in range(5)})
+
+
+def test_scores_are_a_function_of_the_row_even_among_ties_and_far_out():
+    numbers = {f"number {i}": np.random.default_rng(i).normal(size=400) for i in range(2)}
+    table = ties().with_columns(**{name: pl.Series(value) for name, value in numbers.items()})
+    options = {"train": {"steps": 2}, "network": {"width": 8}}
+    model = tabdiff.fit(table, tabdiff.FitConfig.model_validate(options))
+    strange = table.head(60).with_columns(pl.col("number 0") * pl.Series(np.logspace(0, 6, 60)))
+    strange = strange.with_columns(pl.Series("column 0", ["a"] * 60), pl.Series("column 1", ["b"] * 60))
+    whole = model.score(strange).score
+    alone = np.concatenate([model.score(strange[i : i + 1]).score for i in range(0, 60, 6)])
+    np.testing.assert_allclose(alone, whole[::6], rtol=1e-4, atol=1e-4)
+    assert model.calibration.views == ("raw", "neighbours", "rank", "mixture")
+
+
+def test_a_model_without_rows_scores_by_mixture_and_network():
+    options = {"train": {"steps": 2}, "network": {"width": 8}, "score": {"kernel_rows": 0}}
+    model = tabdiff.fit(ties(), tabdiff.FitConfig.model_validate(options))
+    assert model.calibration.views == ("mixture", "learned")
+    assert not [name for name in model.bundle.tensors if name.endswith(".rows")]
+    assert np.isfinite(model.score(ties()).score).all()
