@@ -163,6 +163,12 @@ class Bundle:
             if memory
             else "This folder contains no training rows."
         )
+        sampling = self.model.get("sampling", {})
+        if "originals" in sampling:
+            privacy += (
+                " A salted 64-bit digest of every training row that occurs once lets samples be tested for copies."
+            )
+        rules = "\n".join(f"- {_cell(str(rule))}" for rule in self.constraints) or "None."
         return f"""# Model card
 
 A diffusion model of a table with {len(self.codec.columns)} modelled columns. It scores how abnormal a row is, says which
@@ -187,6 +193,10 @@ columns carry the score and what they should have been, and draws synthetic rows
 
 {privacy} Category names, atoms and quantiles of the training table are stored in `codec.json` and `schema.json`. Nothing
 here is differential privacy.
+
+## Rules that samples obey
+
+{rules}
 
 ## Columns
 

@@ -80,7 +80,8 @@ class Condition:
         return Condition(*(np.broadcast_to(a, (rows, *a.shape[1:])) for a in (self.x, self.given, self.allowed)))
 
     def __getitem__(self, rows: slice) -> Condition:
-        return Condition(self.x[rows], self.given[rows], self.allowed[rows])
+        # Copies: torch does not take a read-only view, which a single row of a repeated condition is.
+        return Condition(*(np.array(a[rows]) for a in (self.x, self.given, self.allowed)))
 
 
 def draw(

@@ -87,6 +87,7 @@ def augment_check(
         int | None,
         typer.Option("--positives", min=10, help="Train with so many positives only; all of them are a ceiling."),
     ] = None,
+    test_share: Annotated[float, typer.Option("--test-share", help="Share of the rows that are tested on.")] = 0.4,
     seeds: Annotated[int, typer.Option("--seeds", min=3, help="Splits to train and test on.")] = 5,
     seed: ReportSeedOption = 0,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Gradient steps of each fit of the rare class.")] = 300,
@@ -102,7 +103,7 @@ def augment_check(
     def ours(train: pl.DataFrame, rows: int, split: int) -> pl.DataFrame:
         """A model of the rare class alone: one of all rows learns too little of a class that is hardly there."""
         rare = train.filter(train[target].cast(str) == chosen).drop(target)
-        options = [f"train.steps={steps}", "train.evaluate_every=50", f"train.seed={split}"]
+        options = [f"train.steps={steps}", "train.evaluate_every=50", "train.warmup=20", f"train.seed={split}"]
         publish_nothing = SampleConfig(copies="keep", rare="keep")  # type: ignore[call-arg]
         drawn: pl.DataFrame = fit(rare, parse_fit_config(None, options)).sample(
             rows, seed=split, config=publish_nothing
@@ -111,7 +112,14 @@ def augment_check(
 
     chosen = positive if positive is not None else report.rarer_class(frame, target)
     found = report.augmentation_check(
-        frame, target, {"tabdiff": ours}, positive=chosen, positives=positives, seeds=seeds, seed=seed
+        frame,
+        target,
+        {"tabdiff": ours},
+        positive=chosen,
+        positives=positives,
+        test_share=test_share,
+        seeds=seeds,
+        seed=seed,
     )
     arms = table("training rows", "AUC-PR", "F1", "change of AUC-PR (95 %)")
     for arm in found.arms:

@@ -282,7 +282,7 @@ def _arm(name: str, values: list[tuple[float, float]], none: list[tuple[float, f
     precision, f1 = (tuple(value[side] for value in values) for side in (0, 1))
     gains = np.array(precision) - np.array([value[0] for value in none])
     point = _STUDENT.get(len(gains) - 1, 1.96 + 2.4 / max(len(gains) - 1, 1))
-    half = point * float(gains.std(ddof=1)) / np.sqrt(len(gains))
+    half = point * float(gains.std(ddof=1)) / float(np.sqrt(len(gains)))
     gain = float(gains.mean())
     return Arm(name, float(np.mean(precision)), float(np.mean(f1)), precision, f1, gain, gain - half, gain + half)
 
@@ -290,7 +290,7 @@ def _arm(name: str, values: list[tuple[float, float]], none: list[tuple[float, f
 def _conclusion(target: str, rare: str, counts: tuple[int, ...], seeds: int, arms: tuple[Arm, ...]) -> Augmentation:
     remedies = [arm for arm in arms if arm.name != "none" and "ceiling" not in arm.name]
     best = max(remedies, key=lambda arm: arm.auc_pr)
-    helps = best.gain_low > 0
+    helps = bool(best.gain_low > 0)
     if helps:
         words = (
             f"Yes: {best.name} raises AUC-PR by {best.gain:+.3f} (95 % interval {best.gain_low:+.3f} to {best.gain_high:+.3f} over {seeds} splits). "

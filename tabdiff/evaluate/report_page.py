@@ -103,11 +103,14 @@ def _validity(found: Evaluation) -> str:
         f"Could every cell have come from the real table? {len(checks)} rules, {len(failed)} broken. "
         f"{found.validity.invalid_rows:.2f} % of the rows break one."
     )
-    shown = [*failed, *(check for check in checks if check.passed)][:_CHECKS]
-    more = (
-        f"{len(checks) - len(shown)} more rules, all passed, are in the JSON file." if len(checks) > len(shown) else ""
-    )
-    table = page.raw_table(["column", "rule", "found"], [_check_row(check) for check in shown], caption=more)
+    passed: dict[str, list[str]] = {}
+    for check in checks:
+        if check.passed:
+            passed.setdefault(check.column, []).append(check.rule)
+    rows = [_check_row(check) for check in failed[:_CHECKS]]
+    rows += [_check_row(Check(name, "; ".join(rules), True, "")) for name, rules in passed.items()][:_CHECKS]
+    more = "The JSON file has every rule." if len(failed) > _CHECKS or len(passed) > _CHECKS else ""
+    table = page.raw_table(["column", "rule", "found"], rows, caption=more)
     left = [{"column": name, "why": why} for name, why in found.left_out.items()]
     omitted = page.paragraph("Not compared:") + page.table(left[:40], ["column", "why"]) if left else ""
     return page.paragraph(words) + table + omitted
