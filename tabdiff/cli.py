@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tabdiff.commands import about, tables
+from tabdiff.commands import about, export, serve, tables
 from tabdiff.commands.common import reported
 
 _HELP = """One diffusion model of a table: anomaly scores with reasons, and synthetic rows.
@@ -53,6 +53,8 @@ for _command in (
     tables.score,
     tables.sample,
     tables.impute,
+    export.export,
+    serve.serve,
     about.show,
     about.config,
     about.doctor,

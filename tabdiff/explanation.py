@@ -33,7 +33,7 @@ def expected_values(
         x = np.where(given[..., layout.unit_of_slot], condition.x, np.float32(0))
         noise = np.zeros(given.shape, np.float32)
         _, x0 = runtime.step(x, 1.0, 0.0, noise, ~given, given, condition.allowed, np.zeros_like(x), 0.0, 0.0)
-        frames.append(codec.decode(np.clip(x0[:, 0], *codec.bounds)))
+        frames.append(codec.decode(np.clip(np.asarray(x0)[:, 0], *codec.bounds)))
     if not frames:
         return codec.decode(np.zeros((0, layout.model_width), np.float32))
     decoded = pl.concat(frames)

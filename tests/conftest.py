@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -97,4 +98,15 @@ def small_bundle(small_model: Model, tmp_path_factory: pytest.TempPathFactory) -
     """`small_model` as a folder. Copy it before changing anything in it."""
     path = tmp_path_factory.mktemp("bundle") / "model"
     small_model.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def compiled_bundle(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`small_model` as a folder with compiled programs, in half precision too. Copy it before changing anything in it."""
+    from onnx_export import export
+
+    path = tmp_path_factory.mktemp("compiled") / "model"
+    shutil.copytree(small_bundle, path)
+    export(path, fp16=True, triton=path.parent / "triton")
     return path

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tabdiff.commands import streams
 from tabdiff.commands.common import (
     DataArgument,
     JsonOption,
@@ -23,6 +24,7 @@ from tabdiff.commands.common import (
     load_model,
     read_table,
 )
+from tabdiff.commands.streams import RestartPartsOption, ResumePartsOption, StreamOption
 from tabdiff.errors import ConfigError, TabdiffWarning, TrainingError
 from tabdiff.terminal import Outcome, describe_filled, describe_fit, describe_sample, describe_scores, progress
 
@@ -73,12 +75,17 @@ def score(
     fdr: Annotated[float | None, typer.Option("--fdr", help="Flag so that about this share of flags is false.")] = None,
     contamination: Annotated[float | None, typer.Option("--contamination", help="Flag this share of the rows.")] = None,
     query: QueryOption = None,
+    stream: StreamOption = None,
+    resume: ResumePartsOption = False,
+    restart: RestartPartsOption = False,
     as_json: JsonOption = False,
 ) -> Outcome:
     """Score every row: how abnormal, which columns say so, what they should have been."""
     if fdr is not None and contamination is not None:
         raise ConfigError("one rule sets the flags; got --fdr and --contamination. Leave one of them out.")
     files().check_table_file(out)
+    if streams.score_in_parts(data, query, out, stream=stream, resume=resume, restart=restart):
+        return streams.score(model_dir, data, out, fdr=fdr, contamination=contamination, resume=resume)
     model, frame = load_model(model_dir), read_table(data, query)
     scores = model.score(frame, fdr=fdr, contamination=contamination)
     files().write(_joinable(scores.to_frame(), model, frame), out)
@@ -100,6 +107,9 @@ def sample(
     sampler: Annotated[
         Literal["dpmpp_2m", "heun", "ddpm"], typer.Option("--sampler", help="How to step.")
     ] = "dpmpp_2m",
+    stream: StreamOption = None,
+    resume: ResumePartsOption = False,
+    restart: RestartPartsOption = False,
     as_json: JsonOption = False,
 ) -> Outcome:
     """Draw synthetic rows, all of them or those with given values."""
@@ -108,6 +118,8 @@ def sample(
     files().check_table_file(out)
     conditions = _conditions(given or [])
     options = SampleConfig(steps=steps, sampler=sampler)
+    if streams.sample_in_parts(rows, out, stream=stream, resume=resume, restart=restart):
+        return streams.sample(model_dir, rows, out, given=conditions, seed=seed, config=options, resume=resume)
     drawn = load_model(model_dir).sample(rows, given=conditions, seed=seed, config=options)
     files().write(drawn, out)
     return describe_sample(drawn, given or [], conditions, seed, out)

@@ -120,21 +120,21 @@ class Denoiser(nn.Module):
         )
 
         seen = x_t.clone()
-        seen[..., process.number_slots] = (rotated * c_in).view(len(x_t), self.length, -1)
+        seen[..., process.number_slots] = (rotated * c_in).view(x_t.shape[0], self.length, -1)
         level = self.level(time_features(t))
         # Given numbers enter once more by themselves: scaled with the noisy ones they would vanish at high levels.
         known = centred * given[..., process.number_units].flatten(1)
         h = self.read(torch.cat([seen.flatten(1), known, given.flatten(1).to(x_t.dtype)], dim=-1))
         for block in self.blocks:
             h = block(h, level)
-        out = self.write(nn.functional.silu(self.norm(h))).view(len(x_t), self.length, -1)
+        out = self.write(nn.functional.silu(self.norm(h))).view(x_t.shape[0], self.length, -1)
 
         correction = out[..., process.number_slots].flatten(1)
         mean = self.mean + (c_skip * rotated + c_out * correction) @ self.basis.T
         log_probability = torch.zeros_like(out)
         logits = process.blocks.pad(out).masked_fill(~process.blocks.valid, -1e9)
         log_probability[..., process.blocks.slots] = process.blocks.unpad(logits.log_softmax(-1))
-        return mean.view(len(x_t), self.length, -1), log_probability, c_out
+        return mean.view(x_t.shape[0], self.length, -1), log_probability, c_out
 
 
 def time_features(t: Float[Tensor, " b"]) -> Float[Tensor, "b f"]:
