@@ -50,6 +50,18 @@ class Limit:
         return np.asarray(flagged)
 
 
+def rule_of(default_fdr: float, fdr: float | None, contamination: float | None) -> dict[str, float]:
+    """The one rule that is asked for, or the model's: what `find_limit` takes beside the scores.
+
+    Raises:
+        ConfigError: both rules are given, or a value is not inside (0, 1).
+    """
+    if fdr is None and contamination is None:
+        fdr = default_fdr
+    check_rule(fdr, contamination)
+    return {name: value for name, value in (("fdr", fdr), ("contamination", contamination)) if value is not None}
+
+
 def find_limit(
     parts: Callable[[], Iterator[tuple[Any, ...]]], *, fdr: float | None = None, contamination: float | None = None
 ) -> Limit:

@@ -78,7 +78,6 @@ class Model:
         given: Mapping[str, Any] | Any = None,
         seed: int = 0,
         config: SampleConfig | None = None,
-        first: int = 0,
     ) -> pl.DataFrame:
         """Draw synthetic rows of the modelled columns.
 
@@ -88,10 +87,9 @@ class Model:
                 to complete, in which null means "draw it".
             seed: the same seed gives the same rows, whatever else is asked for.
             config: sampler and number of steps.
-            first: leave out so many rows of the seed's before these, a multiple of 1,024: long samples can be drawn in parts.
 
         Raises:
-            ConfigError: the number of rows is missing, not positive, or not that of the frame, or `first` is no such multiple.
+            ConfigError: the number of rows is missing, not positive, or not that of the frame.
             SchemaError: a given column is not modelled, or its value was never seen in training.
         """
         if given is None or isinstance(given, Mapping):
@@ -108,9 +106,7 @@ class Model:
                     f"rows is that of the given frame or left out; got rows={rows} and {partial.height} given rows."
                 )
             condition = condition_on(self.schema, self.codec, partial, drawn_if_null=True)
-        if first % 1024 or first < 0:
-            raise ConfigError(f"first is a multiple of 1024, as rows are drawn in blocks; got {first}.")
-        return pl.concat([self.codec.decode(x) for x in self._draw(condition, seed, config, first)])
+        return pl.concat([self.codec.decode(x) for x in self._draw(condition, seed, config)])
 
     def impute(self, frame: Any, *, draws: int = 15, seed: int = 0, config: SampleConfig | None = None) -> pl.DataFrame:
         """Fill the gaps of the modelled columns from the cells that are there.
@@ -146,12 +142,12 @@ class Model:
                 columns.append(values.zip_with(pl.Series(gaps[:, index]), original[name]).alias(name))
         return original.with_columns(columns)
 
-    def _draw(self, condition: Condition, seed: int, config: SampleConfig | None, first: int = 0) -> Any:
+    def _draw(self, condition: Condition, seed: int, config: SampleConfig | None) -> Any:
         """Yield (B, W) blocks of clean encoded rows."""
         model, tensors = self.bundle.model, self.bundle.tensors
         root = tensors["score.denoiser.process.basis"] * tensors["score.denoiser.process.scale"]
         schedule = NoiseSchedule(model["sigma_min"], model["sigma_max"], model["rho"], root)
-        for x in draw(self.runtime, self.codec.layout, schedule, condition, config or SampleConfig(), seed, first):  # type: ignore[call-arg]
+        for x in draw(self.runtime, self.codec.layout, schedule, condition, config or SampleConfig(), seed):  # type: ignore[call-arg]
             yield np.clip(x[:, 0], *self.codec.bounds)  # no value beyond what training showed
 
 

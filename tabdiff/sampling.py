@@ -84,14 +84,10 @@ def draw(
     condition: Condition,
     config: SampleConfig,
     seed: int,
-    first: int = 0,
 ) -> Iterator[Float32[np.ndarray, "b t w"]]:
-    """Yield clean encoded windows, block after block, as many as the condition has rows.
-
-    `first` rows are left out before them; a multiple of 1,024, as blocks are not drawn in part.
-    """
+    """Yield clean encoded windows, block after block, as many as the condition has rows."""
     total, length = condition.x.shape[:2]
-    for block, start in enumerate(range(0, total, _BLOCK_ROWS), start=first // _BLOCK_ROWS):
+    for block, start in enumerate(range(0, total, _BLOCK_ROWS)):
         rows = min(_BLOCK_ROWS, total - start)
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block,)))
         yield _denoise(runtime, layout, schedule, condition[start : start + rows], config, rng, length)

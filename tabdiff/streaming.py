@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tabdiff.calibration import check_rule
 from tabdiff.config import SampleConfig
 from tabdiff.errors import ConfigError, SchemaError, SourceError, TrainingError
 from tabdiff.files import atomic_write, part_writer, write
-from tabdiff.limits import Limit, find_limit
+from tabdiff.limits import Limit, find_limit, rule_of
 from tabdiff.model import Model
 from tabdiff.schema import Role
 from tabdiff.sources import files_of, read
@@ -83,9 +82,7 @@ def score_file(
         ConfigError: as for `Model.score`, or part_rows is below 1.
         TrainingError: parts are there and `resume` is not given, or they belong to other work.
     """
-    if fdr is None and contamination is None:
-        fdr = model.bundle.config.score.fdr
-    check_rule(fdr, contamination)
+    rule = rule_of(model.bundle.config.score.fdr, fdr, contamination)
     files = files_of(source)
     rows = int(read(source).select(pl.len()).collect().item())
     if rows == 0:
@@ -106,11 +103,12 @@ def score_file(
             yield scored.with_columns(row=pl.col("row") + first, flagged=pl.lit(False)).select(*keys, *scored.columns)
 
     seconds = parts.fill(make, on_event)
-    limit = find_limit(parts.columns("score", "p_value"), fdr=fdr, contamination=contamination)
+    limit = find_limit(parts.columns("score", "p_value"), **rule)
     flagged = _write_scores(model, source, Path(out), parts, limit, part_rows)
     parts.remove()
-    rule = f"false-discovery rate {fdr}" if fdr is not None else f"contamination {contamination}"
-    return {"rows": rows, "flagged": flagged, "rule": rule, "provider": model.runtime.provider, "seconds": seconds}
+    ((name, value),) = rule.items()
+    label = f"{'false-discovery rate' if name == 'fdr' else name} {value}"
+    return {"rows": rows, "flagged": flagged, "rule": label, "provider": model.runtime.provider, "seconds": seconds}
 
 
 def sample_file(
@@ -125,7 +123,9 @@ def sample_file(
     resume: bool = False,
     on_event: Callable[[PartEvent], None] = lambda event: None,
 ) -> dict[str, Any]:
-    """Draw any number of rows into a file; the same rows as `Model.sample` with the same seed.
+    """Draw any number of rows into a file, each part with a seed of its own.
+
+    The first part is what `Model.sample` gives for the same seed. The rows are a function of `seed` and `part_rows`.
 
     Returns:
         Plain values: rows, columns, provider, seconds.
@@ -138,7 +138,6 @@ def sample_file(
     """
     if rows < 1:
         raise ConfigError(f"rows is how many rows to draw, at least 1; got {rows}.")
-    part_rows = max(1, part_rows // 1024) * 1024  # parts begin where blocks of noise do
     options = config or SampleConfig()  # type: ignore[call-arg]
     identity = {
         "work": "sample",
@@ -152,7 +151,8 @@ def sample_file(
 
     def make(start: int) -> Iterator[pl.DataFrame]:
         for first in range(start, rows, part_rows):
-            yield model.sample(min(part_rows, rows - first), given=given, seed=seed, config=options, first=first)
+            own = seed if first == 0 else _seed_of(seed, first // part_rows)
+            yield model.sample(min(part_rows, rows - first), given=given, seed=own, config=options)
 
     seconds = parts.fill(make, on_event)
     with atomic_write(out) as temporary, part_writer(temporary, Path(out)) as add:
@@ -161,6 +161,10 @@ def sample_file(
     columns = parts.read(0).columns
     parts.remove()
     return {"rows": rows, "columns": columns, "provider": model.runtime.provider, "seconds": seconds}
+
+
+def _seed_of(seed: int, part: int) -> int:
+    return int(np.random.SeedSequence(seed, spawn_key=(part,)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class _Parts:

@@ -276,6 +276,7 @@ def test_a_web_page_cannot_reach_an_open_endpoint_by_another_name(client: TestCl
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::tabdiff.errors.TabdiffWarning")
 def test_openapi_says_what_happens(model: Model) -> None:
     """schemathesis makes requests from the description, valid ones and others, and checks the answers against it."""
     schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(model, ServeOptions(max_rows=20)))
@@ -283,7 +284,7 @@ def test_openapi_says_what_happens(model: Model) -> None:
     seen = set()
     for operation in (result.ok() for result in schema.get_all_operations()):
 
-        @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+        @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
         @given(operation.as_strategy())
         def check(case: Any) -> None:
             seen.add(case.path)
@@ -340,11 +341,14 @@ def test_nothing_is_lost_when_it_is_told_to_stop(compiled_bundle: Path) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             waiting = [pool.submit(ask, i) for i in range(8)]
-            time.sleep(1.5)
+            deadline = time.monotonic() + 60
+            while len(answered) < 10 and time.monotonic() < deadline:
+                time.sleep(0.02)
             process.send_signal(signal.SIGTERM)
             for item in waiting:
                 item.result()
         assert process.wait(60) in (0, -signal.SIGTERM)
-    assert len(answered) > 8
+    assert len(answered) >= 10
+    assert refused or lost  # the door was closed while they were asking
     # A connection that waits for its next request is closed; what was sent on it in that instant was never begun.
     assert all("Disconnected" in error or "disconnected" in error or "ReadError" in error for error in lost), lost

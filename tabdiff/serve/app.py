@@ -15,9 +15,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from tabdiff.calibration import check_rule, flag
 from tabdiff.config import SampleConfig
 from tabdiff.errors import ConfigError, SchemaError, TabdiffError
+from tabdiff.limits import find_limit, rule_of
 from tabdiff.model import Model
 from tabdiff.serve import bodies
 from tabdiff.serve.bodies import ARROW, JSON, ErrorAnswer, ModelAnswer, RowsAnswer, RowsBody, SampleBody, ScoresAnswer
@@ -89,13 +89,11 @@ def _add_model_routes(app: FastAPI, model: Model, worker: Worker, options: Serve
         explain: bool = Query(False, description="say of flagged rows what they should have held"),
     ) -> Response:
         """Score rows. Flags are set within the request: by the model's false-discovery rate unless you say otherwise."""
-        rule: dict[str, float | None] = {"fdr": fdr, "contamination": contamination}
-        if fdr is None and contamination is None:
-            rule["fdr"] = model.bundle.config.score.fdr
-        check_rule(**rule)
+        rule = rule_of(model.bundle.config.score.fdr, fdr, contamination)
         frame = await _rows(request, options)
         scores = await worker.score(frame)
-        flagged = flag(scores.score, scores.p_value, **rule)
+        limit = find_limit(lambda: iter([(scores.score, scores.p_value)]), **rule)
+        flagged = limit(scores.score, scores.p_value)
         table = scores.to_frame()
         rows = np.flatnonzero(flagged)
         if explain and len(rows):
