@@ -1,6 +1,6 @@
 """Load on the endpoint over loopback: latency and rows a second at 1, 8 and 64 clients, and a stop under load.
 
-    OMP_NUM_THREADS=1 python benchmarks/serving.py [--seconds 5] [--kernel-rows 4096]
+    OMP_NUM_THREADS=1 python benchmarks/serving.py [--seconds 5] [--kernel-rows 4096] [--model FOLDER]
 
 Server and clients share the machine, so on few cores the clients take a good part of what is measured: the CPU time of the
 server itself is shown beside it. Last, 8 clients are asking when the server gets SIGTERM: every request must have been answered,
@@ -37,14 +37,22 @@ def server_seconds(pid: int) -> float:
 
 
 async def load(
-    url: str, clients: int, body: bytes, headers: dict[str, str], duration: float
+    url: str,
+    clients: int,
+    body: bytes,
+    headers: dict[str, str],
+    duration: float,
+    stop: subprocess.Popen[bytes] | None = None,
 ) -> tuple[list[float], list[str]]:
+    """Latencies of answered requests, and what became of the others. `stop` is signalled once 20 are answered."""
     taken: list[float] = []
     lost: list[str] = []
-    end = time.perf_counter() + duration
+    # One pool with a connection for each client: making clients costs more than asking.
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    async with httpx.AsyncClient(timeout=60, limits=limits, verify=False) as client:
+        end = time.perf_counter() + duration
 
-    async def ask() -> None:
-        async with httpx.AsyncClient(timeout=60) as client:
+        async def ask() -> None:
             while time.perf_counter() < end:
                 started = time.perf_counter()
                 try:
@@ -56,21 +64,28 @@ async def load(
                     lost.append(str(answer.status_code))
                     return
                 taken.append(time.perf_counter() - started)
+                if stop is not None and len(taken) == 20:
+                    stop.send_signal(signal.SIGTERM)
 
-    await asyncio.gather(*(ask() for _ in range(clients)))
+        await asyncio.gather(*(ask() for _ in range(clients)))
     return taken, lost
+
+
+def fitted(path: Path, kernel_rows: int) -> Path:
+    options = {"train": {"steps": 100}, "score": {"kernel_rows": kernel_rows}}
+    tabdiff.fit(table(10_000, 0), tabdiff.FitConfig.model_validate(options)).save(path)
+    export(path)
+    return path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--kernel-rows", type=int, default=4096)
+    parser.add_argument("--model", type=Path, help="an exported model, instead of one of benchmarks/speed.py's table")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model"
-        options = {"train": {"steps": 100}, "score": {"kernel_rows": given.kernel_rows}}
-        tabdiff.fit(table(10_000, 0), tabdiff.FitConfig.model_validate(options)).save(path)
-        export(path)
+        path = given.model or fitted(Path(folder) / "model", given.kernel_rows)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -84,7 +99,8 @@ def main() -> None:
                     break
                 except httpx.TransportError:
                     time.sleep(0.1)
-            one, hundred = table(1, 1), table(100, 1)
+            rows_to_score = tabdiff.load(path).sample(100)
+            one, hundred = rows_to_score.head(1), rows_to_score
             bodies = {
                 "1 row, JSON": (json_of({"rows": cells_of(one)}), {"Content-Type": "application/json"}, 1),
                 "1 row, Arrow": (arrow_of(one), HEADERS, 1),
@@ -106,14 +122,8 @@ def main() -> None:
                         flush=True,
                     )
 
-            async def stop() -> tuple[list[float], list[str]]:
-                asyncio.get_running_loop().call_later(1.0, process.send_signal, signal.SIGTERM)
-                return await load(url, 8, *bodies["100 rows, Arrow"][:2], 30)
-
-            taken, lost = asyncio.run(stop())
-            print(
-                f"SIGTERM under load: {len(taken)} answered; connections closed before a request: {lost}; exit {process.wait(60)}"
-            )
+            taken, lost = asyncio.run(load(url, 8, *bodies["100 rows, Arrow"][:2], 60, process))
+            print(f"SIGTERM under load: {len(taken)} answered; refused after that: {lost}; exit {process.wait(60)}")
         finally:
             process.kill()
 
