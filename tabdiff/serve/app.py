@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from importlib import metadata
 from typing import Any, TypeVar
 
 import numpy as np
@@ -64,7 +65,7 @@ def create_app(model: Model, options: ServeOptions) -> FastAPI:
     app = FastAPI(
         title="tabdiff",
         description="Scores, samples and filled gaps of one table.",
-        version=str(model.bundle.manifest.get("tabdiff", "")),
+        version=metadata.version("tabdiff"),
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
@@ -144,7 +145,7 @@ def _add_state_routes(app: FastAPI, model: Model, worker: Worker, options: Serve
             for c in model.schema.columns
         ]
         values = {
-            "tabdiff": str(manifest.get("tabdiff", "")),
+            "tabdiff": str(manifest.get("tabdiff", metadata.version("tabdiff"))),
             "created": str(manifest.get("created", "")),
             "fingerprint": model.bundle.fingerprint,
             "provider": model.runtime.provider,
