@@ -25,8 +25,9 @@ from tabdiff.errors import (
 )
 
 if TYPE_CHECKING:
-    from tabdiff.api import fit, load
+    from tabdiff.api import fit
     from tabdiff.config import FitConfig, SampleConfig
+    from tabdiff.loading import load
     from tabdiff.model import Model
     from tabdiff.schema import Schema
 
@@ -52,7 +53,7 @@ __all__ = [
 # torch takes seconds to import and polars half a second; only those who use them wait.
 _LAZY = {
     "fit": "api",
-    "load": "api",
+    "load": "loading",
     "FitConfig": "config",
     "SampleConfig": "config",
     "Model": "model",

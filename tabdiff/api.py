@@ -1,4 +1,4 @@
-"""The two ways to get a model: fit one, load one. The only module that knows both the torch side and the rest."""
+"""Fit a model: the only module that knows both the torch side and the rest."""
 
 from __future__ import annotations
 
@@ -123,17 +123,6 @@ def _fit(
         data,
     )
     return Model(bundle, runtime)
-
-
-def load(path: str | Path, *, device: str = "auto") -> Model:
-    """Load a model folder.
-
-    Raises:
-        BundleError: a file is missing, altered or from another version.
-        RuntimeUnavailable: the device is not there.
-    """
-    bundle = Bundle.read(Path(path))
-    return Model(bundle, TorchRuntime.from_bundle(bundle, device))
 
 
 def _without_known_anomalies(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:

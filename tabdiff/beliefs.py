@@ -196,7 +196,8 @@ class Believer:
     ) -> tuple[np.ndarray, np.ndarray]:
         nothing = np.zeros(given.shape, np.float32)
         never = np.zeros_like(given)
-        return self.runtime.step(x, *times, nothing, never, given, allowed, previous, extrapolate, 0.0)
+        x_s, x0 = self.runtime.step(x, *times, nothing, never, given, allowed, previous, extrapolate, 0.0)
+        return np.asarray(x_s), np.asarray(x0)
 
 
 def _of_bins(code: NumberCode, states: Float32[np.ndarray, " s"]) -> Belief:
@@ -237,7 +238,7 @@ def expected_values(
         x = np.where(given[..., layout.unit_of_slot], condition.x, np.float32(0))
         noise = np.zeros(given.shape, np.float32)
         _, x0 = runtime.step(x, 1.0, 0.0, noise, ~given, given, condition.allowed, np.zeros_like(x), 0.0, 0.0)
-        frames.append(codec.decode(np.clip(x0[:, 0], *codec.bounds)))
+        frames.append(codec.decode(np.clip(np.asarray(x0)[:, 0], *codec.bounds)))
     if not frames:
         return codec.decode(np.zeros((0, layout.model_width), np.float32))
     decoded = pl.concat(frames)

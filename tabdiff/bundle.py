@@ -9,6 +9,8 @@
     weights.safetensors tensors of the programs
     card.md             the same for people
 
+and, once `tabdiff export` has compiled the programs, the files of `COMPILED`.
+
 Written to a temporary folder and renamed, so there is an old model or a new one, never half of one. Read with every
 hash checked before anything is parsed. No pickle anywhere.
 """
@@ -50,6 +52,8 @@ _REQUIRED = (
     "weights.safetensors",
     "card.md",
 )
+# Programs for ONNX Runtime (with "fp16" in half precision), what goes in and out of them, and rows to check them with.
+COMPILED = ("score.onnx", "step.onnx", "score.fp16.onnx", "step.fp16.onnx", "onnx.json", "probes.safetensors")
 _VERSIONED = ("numpy", "polars", "torch", "scikit-learn", "onnxruntime", "onnxruntime-gpu")
 
 
@@ -65,6 +69,8 @@ class Bundle:
         tensors: named arrays of the programs.
         fingerprint: sha256 of the training table.
         manifest: as read from disk; empty for a model that was not stored yet.
+        compiled: contents of the files in `COMPILED` that the model has.
+        path: the folder that was read, for messages; None for a model that was not stored yet.
     """
 
     config: FitConfig
@@ -75,6 +81,17 @@ class Bundle:
     tensors: dict[str, np.ndarray]
     fingerprint: str
     manifest: dict[str, Any] = field(default_factory=dict)
+    compiled: dict[str, bytes] = field(default_factory=dict)
+    path: Path | None = None
+
+    def program_digest(self) -> str:
+        """sha256 of all that the programs compute with; a compiled program carries that of the model it belongs to."""
+        plain = {name: value for name, value in self.model.items() if name != "report"}
+        digest = hashlib.sha256(_dump([plain, self.codec.layout.to_json()]))
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+            digest.update(np.ascontiguousarray(tensor).tobytes())
+        return digest.hexdigest()
 
     @property
     def constraints(self) -> tuple[Any, ...]:
@@ -96,6 +113,7 @@ class Bundle:
             # safetensors writes the buffer as it lies; a transposed array would come back scrambled.
             "weights.safetensors": save_tensors({name: np.asarray(t, order="C") for name, t in self.tensors.items()}),
             "card.md": self.card().encode(),
+            **self.compiled,
         }
         manifest: dict[str, Any] = {
             "format": FORMAT,
@@ -135,6 +153,8 @@ class Bundle:
                 load_tensors(content["weights.safetensors"]),
                 manifest["fingerprint"],
                 manifest,
+                {name: content[name] for name in COMPILED if name in content},
+                path,
             )
         except (
             ValueError,

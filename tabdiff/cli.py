@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from tabdiff.commands import about, evaluation, explain, feedback, flows, synthesis, tables, workspace
+from tabdiff.commands import (
+    about,
+    evaluation,
+    explain,
+    export,
+    feedback,
+    flows,
+    serve,
+    synthesis,
+    tables,
+    workspace,
+)
 from tabdiff.commands.common import reported
 
 _HELP = """One diffusion model of a table: anomaly scores with reasons, and synthetic rows.
@@ -59,6 +70,8 @@ for _command in (
     synthesis.constraints,
     evaluation.evaluate,
     evaluation.augment_check,
+    export.export,
+    serve.serve,
     about.show,
     about.config,
     about.doctor,

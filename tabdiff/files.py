@@ -8,11 +8,13 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+from pyarrow import ipc, parquet
 
 from tabdiff.errors import SourceError
 
@@ -46,6 +48,37 @@ def write(frame: pl.DataFrame, path: str | Path, *, safe_csv: bool = True) -> No
         except pl.exceptions.PolarsError as error:
             cure = "Write Parquet, or leave the column out."
             raise SourceError(f"{path}: cannot be written as {suffix} ({error}). {cure}") from error
+
+
+@contextmanager
+def part_writer(temporary: Path, path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
+    """Write a table part by part to ``temporary``, in the format that the suffix of ``path`` names.
+
+    Each part becomes a row group or record batch. Text in CSV is made safe as in `write`.
+    """
+    suffix = path.suffix.lower()
+    writer: Any = None
+    oldest = pl.CompatLevel.oldest()
+
+    def add(part: pl.DataFrame) -> None:
+        nonlocal writer
+        if suffix == ".csv":
+            _without_formulas(part).write_csv(handle, include_header=writer is None)
+            writer = handle
+            return
+        table = part.to_arrow(compat_level=oldest)
+        if writer is None:
+            writer = (
+                parquet.ParquetWriter(handle, table.schema, compression="zstd")
+                if suffix == ".parquet"
+                else ipc.new_file(handle, table.schema)
+            )
+        writer.write_table(table)
+
+    with temporary.open("wb") as handle:
+        yield add
+        if writer is not None and suffix != ".csv":
+            writer.close()
 
 
 def _without_formulas(frame: pl.DataFrame) -> pl.DataFrame:

@@ -19,6 +19,11 @@ class Runtime(Protocol):
         """Engine and device that really run, recorded in every result."""
         ...
 
+    @property
+    def chunk_rows(self) -> int:
+        """Rows that are best scored in one call."""
+        ...
+
     def score(
         self, x: Float32[np.ndarray, "b t w"], present: Bool[np.ndarray, "b t u"]
     ) -> Float32[np.ndarray, "b t v c"]:
@@ -38,5 +43,9 @@ class Runtime(Protocol):
         extrapolate: float,
         churn: float,
     ) -> tuple[Float32[np.ndarray, "b t w"], Float32[np.ndarray, "b t w"]]:
-        """One denoising step from time t to s: (x_s, x0_hat)."""
+        """One denoising step from time t to s: (x_s, x0_hat).
+
+        An engine may leave both where it computed them, to be handed to the next step as they are: a caller who wants
+        the numbers says `numpy.asarray`.
+        """
         ...

@@ -148,9 +148,10 @@ def _denoise(
         arguments = (noise(), reveal, condition.given, condition.allowed)
         x_s, x0 = runtime.step(x, t, s, *arguments, previous, extrapolate, churn)
         if config.sampler == "heun" and s > 0 and layout.number_units:
+            x, x_s, x0 = np.asarray(x), np.asarray(x_s), np.asarray(x0)
             x_s = _heun(runtime, layout, schedule, x, x_s, x0, (t, s), arguments)
         x, previous, previous_t = x_s, x0, t
-    return x
+    return np.asarray(x)  # an engine may have kept it on its device until now
 
 
 def _reveal_times(layout: Layout, rng: np.random.Generator, length: int) -> Any:
@@ -181,7 +182,7 @@ def _heun(
     """Second-order correction of the numbers (Karras et al. 2022, algorithm 1, lines 6-8); categories keep the first step's."""
     t, s = times
     noise, reveal, given, allowed = arguments
-    _, x0_s = runtime.step(x_s, s, 0.0, noise, reveal, given, allowed, x0, 0.0, 0.0)
+    x0_s = np.asarray(runtime.step(x_s, s, 0.0, noise, reveal, given, allowed, x0, 0.0, 0.0)[1])
     sigma_t, sigma_s = schedule.sigma(t), schedule.sigma(s)
     slots = layout.number_slots
     slope_t = (x[..., slots] - x0[..., slots]) / sigma_t

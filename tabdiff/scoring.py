@@ -83,6 +83,6 @@ def errors_of(runtime: Runtime, encoded: Encoded) -> Float32[np.ndarray, "n v c"
 
 
 def _chunks(runtime: Runtime, encoded: Encoded) -> Iterator[Float32[np.ndarray, "b v c"]]:
-    for start in range(0, len(encoded.x), CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
+    for start in range(0, len(encoded.x), runtime.chunk_rows):
+        rows = slice(start, start + runtime.chunk_rows)
         yield runtime.score(encoded.x[rows, None, :], encoded.present[rows, None, :])[:, 0]

@@ -50,6 +50,17 @@ def load(source: str | Path, *, query: str | None = None) -> pl.DataFrame:
     return pl.concat(frames, rechunk=False)
 
 
+def files_of(source: str | Path) -> list[Path]:
+    """The files that a path, folder or glob stands for, in the order in which `read` takes them.
+
+    Raises:
+        SourceError: there are none, or the source is a database.
+    """
+    if isinstance(source, str) and "://" in source:
+        raise SourceError("a database is read at once, not part by part. Write the rows to a Parquet file first.")
+    return _expand(Path(source))
+
+
 def _parts(source: str | Path, query: str | None) -> list[tuple[Path, pl.LazyFrame]]:
     """The rows of each file, all with the same columns; a query is one part."""
     if isinstance(source, str) and "://" in source:

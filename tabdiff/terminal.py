@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tabdiff.nn.train import TrainEvent
     from tabdiff.schema import Column
     from tabdiff.scoring import Scores
+    from tabdiff.streaming import PartEvent
 
 _LINE_EVERY = 5.0  # seconds between lines of progress where there is no terminal
 _LISTED = 12  # categories named by `show`
@@ -138,6 +139,20 @@ def _progress_line(event: TrainEvent) -> str:
     end = ENDED[event.finished] if event.finished else f"≤ {seconds(left)} left"
     rate = f", {event.rows_per_second:,.0f} rows/s" if event.rows_per_second else ""
     return f"step {event.step}/{event.steps}, held-out loss {event.held_out:.4g}{rate}, {end}"
+
+
+def rows_progress(what: str) -> Callable[[PartEvent], None]:
+    """A consumer of streaming events: a line every few seconds on stderr, and one at the end."""
+    on, due = console(stderr=True), 0.0
+
+    def tell(event: PartEvent) -> None:
+        nonlocal due
+        if event.seconds >= due or event.rows == event.total:
+            due = event.seconds + _LINE_EVERY
+            rate = f"{event.rows_per_second:,.0f} rows/s, {seconds(event.left)} left"
+            say(on, f"{what}: {event.rows:,} of {count(event.total, 'row')}, {rate}")
+
+    return tell
 
 
 def count(number: int, noun: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -115,3 +116,14 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'workspace.db'}"
     url: str = request.getfixturevalue("postgres").make_database()
     return url
+
+
+@pytest.fixture(scope="session")
+def compiled_bundle(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`small_model` as a folder with compiled programs, in half precision too. Copy it before changing anything in it."""
+    from onnx_export import export
+
+    path = tmp_path_factory.mktemp("compiled") / "model"
+    shutil.copytree(small_bundle, path)
+    export(path, fp16=True, triton=path.parent / "triton")
+    return path

@@ -590,7 +590,7 @@ def test_doctor_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert doctor._folder(tmp_path).cure == "Make room on this disk."
 
 
-def test_missing_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> None:
+def test_missing_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch, table: Path, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tabdiff.api", None)
     monkeypatch.delattr("tabdiff.api", raising=False)
 
@@ -598,7 +598,7 @@ def test_missing_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch, model: P
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
     monkeypatch.setattr("builtins.__import__", blocked(without))
-    assert "pip install 'tabdiff[train]'" in refused("sample", model, "--rows", 1, "--out", tmp_path / "r.csv")
+    assert "pip install 'tabdiff[train]'" in refused("fit", table, "--out", tmp_path / "m", *QUICK)
 
 
 def blocked(instead: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ import tabdiff
 from tabdiff.config import FitConfig, SampleConfig
 
 ROOT = Path(__file__).parent.parent
-PACKAGE = sorted((ROOT / "tabdiff").rglob("*.py"))
+PACKAGE = sorted([*(ROOT / "tabdiff").rglob("*.py"), *(ROOT / "onnx_export").rglob("*.py")])
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
 _LONGEST = 400
@@ -69,7 +69,8 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    shutil.copytree(ROOT / "tabdiff", tmp_path / "tabdiff", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("tabdiff", "onnx_export"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
@@ -138,7 +139,20 @@ def test_every_option_is_described(model: type[BaseModel]) -> None:
 
 def test_extras() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    assert list(extras) == ["train", "cpu", "gpu", "export", "store", "flows", "dashboard", "db", "demo", "dev", "all"]
+    assert list(extras) == [
+        "train",
+        "cpu",
+        "gpu",
+        "export",
+        "serve",
+        "store",
+        "flows",
+        "dashboard",
+        "db",
+        "demo",
+        "dev",
+        "all",
+    ]
     assert not any("gpu" in requirement for requirement in extras["all"])
     others = [requirement for name in set(extras) - {"cpu", "gpu"} for requirement in extras[name]]
     assert not any("onnxruntime" in requirement for requirement in others)

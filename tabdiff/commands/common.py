@@ -73,12 +73,10 @@ def api() -> Any:
 
 
 def load_model(model_dir: Path) -> Model:
-    """The model of a folder."""
-    from tabdiff.bundle import Bundle
+    """The model of a folder, with whatever engine there is for it."""
+    from tabdiff.loading import load
 
-    Bundle.read(model_dir)  # a broken folder is told of before torch is imported
-    model: Model = api().load(model_dir)
-    return model
+    return load(model_dir)
 
 
 def read_table(data: str, query: str | None) -> pl.DataFrame:

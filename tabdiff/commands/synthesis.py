@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tabdiff.commands import streams
 from tabdiff.commands.common import (
     DataArgument,
     JsonOption,
@@ -20,6 +21,7 @@ from tabdiff.commands.common import (
     load_model,
     read_table,
 )
+from tabdiff.commands.streams import RestartPartsOption, ResumePartsOption, StreamOption
 from tabdiff.errors import ConfigError
 from tabdiff.terminal import Outcome, count
 
@@ -61,6 +63,9 @@ def sample(
     sampler: Annotated[
         Literal["dpmpp_2m", "heun", "ddpm"], typer.Option("--sampler", help="How to step.")
     ] = "dpmpp_2m",
+    stream: StreamOption = None,
+    resume: ResumePartsOption = False,
+    restart: RestartPartsOption = False,
     as_json: JsonOption = False,
 ) -> Outcome:
     """Draw synthetic rows: all of them, those with given values, or balanced ones."""
@@ -74,9 +79,10 @@ def sample(
     options = SampleConfig(steps=steps, sampler=sampler, copies=copies, rare=rare, missing=missing)  # type: ignore[call-arg]
     reports: list[SampleReport] = []
     shares = _shares(balance or [])
-    drawn = model.sample(
-        rows, given=conditions, balance=shares, constraints=rules, seed=seed, config=options, on_report=reports.append
-    )
+    asked = {"given": conditions, "balance": shares, "constraints": rules, "config": options}
+    if streams.sample_in_parts(rows, out, stream=stream, resume=resume, restart=restart):
+        return streams.sample(model, rows, out, seed=seed, resume=resume, **asked)
+    drawn = model.sample(rows, seed=seed, on_report=reports.append, **asked)
     files().write(drawn, out)
     return _describe_sample(drawn, reports[0], given or [], seed, out)
 

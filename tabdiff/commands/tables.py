@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tabdiff.commands import streams
 from tabdiff.commands.common import (
     DataArgument,
     JsonOption,
@@ -22,6 +23,7 @@ from tabdiff.commands.common import (
     load_model,
     read_table,
 )
+from tabdiff.commands.streams import RestartPartsOption, ResumePartsOption, StreamOption
 from tabdiff.errors import ConfigError, TabdiffWarning, TrainingError
 from tabdiff.terminal import Outcome, describe_fit, describe_scores, progress
 
@@ -80,6 +82,9 @@ def score(
         typer.Option("--rows-per-day", help="Rows scored a day; if not given, as in the training table."),
     ] = None,
     query: QueryOption = None,
+    stream: StreamOption = None,
+    resume: ResumePartsOption = False,
+    restart: RestartPartsOption = False,
     as_json: JsonOption = False,
 ) -> Outcome:
     """Score every row: how abnormal, which columns say so, what they should have been."""
@@ -91,6 +96,8 @@ def score(
     model = load_model(model_dir)
     asked = {"fdr": fdr, "contamination": contamination, "alerts_per_day": alerts_per_day, "rows_per_day": rows_per_day}
     rule = model.rule(**asked)  # a rule that does not work is told of before the table is read
+    if streams.score_in_parts(data, query, out, stream=stream, resume=resume, restart=restart):
+        return streams.score(model, data, out, rule, resume=resume)
     frame = read_table(data, query)
     scores = model.score(frame, **asked)
     files().write(_joinable(scores.to_frame(), model, frame), out)

@@ -207,7 +207,7 @@ class Denoiser(nn.Module):
             rotated = centred @ self.basis
             c_skip, c_in = self.variance / total, total.rsqrt()
             c_out = (self.variance * noise_variance / total).sqrt()
-            seen[..., process.number_slots] = (rotated * c_in).view(len(x_t), self.length, -1)
+            seen[..., process.number_slots] = (rotated * c_in).view(x_t.shape[0], self.length, -1)
             # Given numbers enter once more by themselves: scaled with the noisy ones they would vanish at high levels.
             given_numbers = given[..., process.number_units].flatten(1).to(x_t.dtype)
             inputs = torch.cat([seen.flatten(1), centred * given_numbers, given_numbers], dim=-1)
@@ -217,13 +217,13 @@ class Denoiser(nn.Module):
         for block in self.blocks:
             h = block(h, level)
         out = nn.functional.linear(nn.functional.silu(self.norm(h)), write, self.write.bias)
-        out = out.view(len(x_t), self.length, -1)
+        out = out.view(x_t.shape[0], self.length, -1)
         if not numbers:
-            nothing = x_t.new_zeros((len(x_t), self.length, 0))
+            nothing = x_t.new_zeros((x_t.shape[0], self.length, 0))
             return nothing, out, nothing.flatten(1)
         correction = out[..., process.number_slots].flatten(1)
         mean = self.mean + (c_skip * rotated + c_out * correction) @ self.basis.T
-        return mean.view(len(x_t), self.length, -1), out, c_out
+        return mean.view(x_t.shape[0], self.length, -1), out, c_out
 
 
 def time_features(t: Float[Tensor, " b"]) -> Float[Tensor, "b f"]:

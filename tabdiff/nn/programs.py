@@ -115,7 +115,7 @@ class Score(nn.Module):
         """Deviance of one learned denoise per probe; all probes in one batch."""
         process, layout = self.denoiser.process, self.denoiser.process.layout
         levels, probes, length, units = self.noise.shape
-        b = len(x)
+        b = x.shape[0]  # not len(x), which a compiled program would take for a constant
         noise = self.noise.reshape(-1, 1, length, units).expand(-1, b, -1, -1).reshape(-1, length, units)
         t = self.times.repeat_interleave(probes * b)
         x0 = x[..., : layout.model_width].repeat(levels * probes, 1, 1)

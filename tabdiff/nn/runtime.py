@@ -16,6 +16,7 @@ from tabdiff.nn.kernel import KernelView, SubsetKernels
 from tabdiff.nn.mixture import MixtureView
 from tabdiff.nn.process import MixedProcess
 from tabdiff.nn.programs import Score, Step
+from tabdiff.scoring import CHUNK_ROWS
 
 
 def resolve_device(device: str) -> torch.device:
@@ -92,6 +93,11 @@ class TorchRuntime:
     def provider(self) -> str:
         """For instance "torch cpu"."""
         return f"torch {self.device.type}"
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows that are best scored in one call."""
+        return CHUNK_ROWS if self.device.type == "cpu" else 16 * CHUNK_ROWS
 
     @torch.inference_mode()
     def score(
