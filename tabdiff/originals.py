@@ -21,7 +21,7 @@ import polars as pl
 from jaxtyping import Bool, UInt64
 
 MOST_ROWS = 200_000
-_NORMAL_95 = 1.959963984540054
+_NORMAL_95, _SIGNIFICANT = 1.959963984540054, 0.01
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,13 @@ class Originals:
         return np.isin(row_digests(frame, self.columns, self.salt), self.digests)
 
     def beyond_chance(self, copies: int, rows: int) -> bool:
-        """More copies than chance explains: the 95 % intervals of the two shares (Wilson) do not meet."""
-        low, _ = _interval(min(1.0, copies / max(rows, 1) / self.kept), rows)
+        """More copies than chance explains.
+
+        With copies as frequent as the upper end of the 95 % interval (Wilson) of the share of real rows that have exactly one
+        equal, so many or more would be seen with a probability below 1 % (Poisson).
+        """
         _, high = _interval(self.paired / self.rows, self.rows)
-        return low > high
+        return _tail(copies, high * self.kept * rows) < _SIGNIFICANT
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads."""
@@ -126,3 +129,15 @@ def _interval(share: float, count: int) -> tuple[float, float]:
     centre = (share + square / (2 * count)) / (1 + square / count)
     half = _NORMAL_95 * math.sqrt(share * (1 - share) / count + square / (4 * count**2)) / (1 + square / count)
     return centre - half, centre + half
+
+
+def _tail(count: int, mean: float) -> float:
+    """P(X >= count) for a Poisson variable, by its normal approximation where the mean is large."""
+    if mean > 100:
+        return 0.5 * math.erfc((count - 0.5 - mean) / math.sqrt(2 * mean))
+    term = math.exp(-mean)
+    below = 0.0
+    for k in range(min(count, 1000)):
+        below += term
+        term *= mean / (k + 1)
+    return max(0.0, 1.0 - below)

@@ -15,7 +15,7 @@ from tabdiff import FitConfig, Model, SampleConfig
 from tabdiff.constraints import Among, Combinations, Order, Range, Sum, Unique
 from tabdiff.errors import ConfigError, SchemaError, SynthesisError
 from tabdiff.generation import SampleReport
-from tabdiff.originals import Originals, row_digests
+from tabdiff.originals import Originals, _tail, row_digests
 from tabdiff.restrictions import parse_given
 
 ROWS = 1500
@@ -289,12 +289,18 @@ def test_copies_are_counted_against_what_chance_explains():
     assert memory.copies(wide).tolist() == [True] * 1500 + [False] * 500
     assert memory.beyond_chance(20, 1000)
     assert not memory.beyond_chance(0, 1000)
+    assert not memory.beyond_chance(1, 10)  # one coincidence proves nothing
     few = pl.DataFrame({"x": rng.integers(0, 60, 2000), "y": rng.integers(0, 60, 2000)})
     chance = Originals.of(few[:1500], few[1500:], few.columns, "s")
     fresh = pl.DataFrame({"x": rng.integers(0, 60, 2000), "y": rng.integers(0, 60, 2000)})
     assert chance.copies(fresh).sum() > 0
     assert not chance.beyond_chance(int(chance.copies(fresh).sum()), 2000)
     assert chance.beyond_chance(1500, 2000)
+
+
+@pytest.mark.parametrize(("count", "mean"), [(0, 0.3), (1, 0.1), (3, 2.5), (40, 25.0), (150, 120.0), (90, 120.0)])
+def test_the_tail_of_chance_is_that_of_poisson(count: int, mean: float) -> None:
+    assert _tail(count, mean) == pytest.approx(stats.poisson.sf(count - 1, mean), abs=2e-3)
 
 
 def test_a_sample_of_copies_is_refused_or_drawn_anew(model, monkeypatch):

@@ -84,7 +84,7 @@ def sample(
         return streams.sample(model, rows, out, seed=seed, resume=resume, **asked)
     drawn = model.sample(rows, seed=seed, on_report=reports.append, **asked)
     files().write(drawn, out)
-    return _describe_sample(drawn, reports[0], given or [], seed, out)
+    return _describe_sample(drawn, reports[0], conditions, seed, out)
 
 
 def translate(
@@ -200,9 +200,13 @@ def _shares(texts: Sequence[str]) -> Any:
     return {name.strip(): shares}
 
 
-def _describe_sample(drawn: pl.DataFrame, report: SampleReport, given: Sequence[str], seed: int, out: Path) -> Outcome:
+def _describe_sample(
+    drawn: pl.DataFrame, report: SampleReport, given: Mapping[str, Any], seed: int, out: Path
+) -> Outcome:
     """How many rows were drawn, under which conditions, and what that took."""
-    where = f" with {', '.join(given)}" if given else ""
+    exact = {name: value for name, value in given.items() if value is None or isinstance(value, str)}
+    asked = [f"{name}={value or ''}" if name in exact else str(value) for name, value in given.items()]
+    where = f" with {', '.join(asked)}" if asked else ""
     shown = [f"Drew {count(drawn.height, 'row')} of {count(drawn.width, 'column')}{where}."]
     if report.drawn > report.rows or report.repaired:
         worst = sorted(report.broken.items(), key=lambda item: -item[1])[:3]
@@ -222,7 +226,7 @@ def _describe_sample(drawn: pl.DataFrame, report: SampleReport, given: Sequence[
         "out": str(out),
         "rows": drawn.height,
         "columns": drawn.columns,
-        "given": list(given),
+        "given": {name: value if name in exact else str(value) for name, value in given.items()},
         "seed": seed,
         "drawn": report.drawn,
         "acceptance": report.acceptance,
