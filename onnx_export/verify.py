@@ -107,11 +107,10 @@ def _compare(bundle: Bundle, torch_runtime: TorchRuntime, precision: Precision) 
 
 def _compare_samples(bundle: Bundle, *runtimes: Runtime) -> tuple[float, float]:
     """Largest difference of a number and share of equal categories, after whole chains from the same noise."""
-    layout, model, tensors = bundle.codec.layout, bundle.model, bundle.tensors
-    root = tensors["score.denoiser.process.basis"] * tensors["score.denoiser.process.scale"]
-    schedule = NoiseSchedule(model["sigma_min"], model["sigma_max"], model["rho"], root)
+    layout, model = bundle.codec.layout, bundle.model
+    schedule = NoiseSchedule.of(model, bundle.tensors)
     condition = Condition.nothing(layout, _DRAWN_ROWS, model["length"])
-    config = SampleConfig(steps=_STEPS, sampler="ddpm")  # ancestral steps use every input
+    config = SampleConfig(steps=_STEPS, sampler="ddpm")  # type: ignore[call-arg] # ancestral steps use every input
     drawn = [np.concatenate(list(draw(r, layout, schedule, condition, config, seed=0))) for r in runtimes]
     slots = layout.number_slots
     numbers = np.abs(drawn[0][..., slots] - drawn[1][..., slots])

@@ -46,7 +46,7 @@ def compare(
     The rule: it takes over if none of its figures is worse than the champion's by more than `tolerance` (of the fill error: by more
     than that share of it), where false alarms that are within three standard errors of 0.05 are never worse.
     """
-    from tabdiff.api import load
+    from tabdiff.loading import load
 
     assert challenger.folder is not None
     judges = pl.read_parquet(challenger.folder / "reference.parquet")

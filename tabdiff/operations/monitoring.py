@@ -37,7 +37,7 @@ def monitor(workspace: Workspace, job: MonitorJob) -> dict[str, Any]:
         StoreError: source or champion are missing, or the database is out of reach.
         SourceError: the source cannot be read.
     """
-    from tabdiff.api import load
+    from tabdiff.loading import load
 
     source_id, spec = workspace.sources.get(job.source)
     with workspace.runs.start("monitor", f"{job.source}:{job.model}") as run:

@@ -43,7 +43,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
         SourceError: the source cannot be read.
         SchemaError: rows of a growing source do not fit the champion; nothing after them was scored.
     """
-    from tabdiff.api import load
+    from tabdiff.loading import load
 
     source_id, spec = workspace.sources.get(job.source)
     with workspace.runs.start("score", f"{job.source}:{job.model}") as run:

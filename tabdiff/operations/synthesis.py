@@ -34,7 +34,7 @@ def synthesize(workspace: Workspace, job: SynthesizeJob) -> dict[str, Any]:
         SchemaError: a given value was never seen in training.
         SourceError: the file cannot be written.
     """
-    from tabdiff.api import load
+    from tabdiff.loading import load
 
     with workspace.runs.start("synthesize", job.model) as run:
         version = workspace.models.get(job.model)
