@@ -101,15 +101,16 @@ class KernelView(nn.Module):
     ) -> tuple[Float[Tensor, "b k r"], Float[Tensor, "b n"]]:
         """Squared residual of one noiseless step at each level, shared out over the slots of the view, and squared distances.
 
-        Distances are taken from differences, not from products, so that they are exact however far x is.
+        Distances are taken from differences, not from products, and in double precision: for a row far outside they are
+        large, and their differences decide on the weights.
         """
-        difference = (x @ self.transform)[:, None] - self.rows[nearest]
-        squared = difference.square().sum(-1) + self.penalty[nearest]
-        residual = local_weights(squared, self.levels) @ difference
+        exact = (x.double() @ self.transform.double())[:, None] - self.rows[nearest].double()
+        squared = exact.square().sum(-1) + self.penalty[nearest]
+        residual = local_weights(squared, self.levels) @ exact.float()
         # |r T|^2 = sum over slots of r (T T' r): what each slot adds, never counted below zero.
         parts = ((residual @ self.inverse) * (residual @ self.transform.T)).clamp_min(0)
         total = residual.square().sum(-1, keepdim=True)
-        return parts * (total / parts.sum(-1, keepdim=True).clamp_min(1e-30)), squared
+        return parts * (total / parts.sum(-1, keepdim=True).clamp_min(1e-30)), squared.float()
 
 
 def local_weights(squared: Float[Tensor, "b n"], levels: Float[Tensor, " k"]) -> Float[Tensor, "b k n"]:
@@ -119,7 +120,8 @@ def local_weights(squared: Float[Tensor, "b n"], levels: Float[Tensor, " k"]) ->
     """
     near, far = squared.amin(-1, keepdim=True), squared.amax(-1, keepdim=True)
     rate = -0.5 / levels.square()[:, None]
-    weight = torch.exp((squared - near)[:, None] * rate) - torch.exp((far - near)[:, None] * rate)
+    beyond, span = (squared - near).float(), (far - near).float()
+    weight = torch.exp(beyond[:, None] * rate) - torch.exp(span[:, None] * rate)
     weight = weight + 1e-12  # all equally far: all weigh the same
     return weight / weight.sum(-1, keepdim=True)
 

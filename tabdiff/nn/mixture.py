@@ -57,7 +57,8 @@ class MixtureView(nn.Module):
         count, width = self.means.shape
         into = self.axes.permute(1, 0, 2).reshape(width, count * width)
         start = (self.means[:, None] @ self.axes).reshape(count * width)
-        along = (x @ into - start).view(-1, count, width)
+        # In double precision: far from all components distances are large, and their differences decide.
+        along = (x.double() @ into.double() - start.double()).float().view(-1, count, width)
         squared = along.square()
         totals, shares = [], []
         for level in self.levels:
