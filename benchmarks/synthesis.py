@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", default=list(TARGETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--rows", type=int, default=10_000, help="training rows at most")
-    parser.add_argument("--methods", nargs="+", default=["tabdiff", "smote", "independent", "holdout"])
+    parser.add_argument("--methods", nargs="*", default=["tabdiff", "smote", "independent", "holdout"])
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--write-training", type=Path, help="write training rows for peers, and stop")
     options = parser.parse_args()
@@ -145,14 +145,15 @@ def main() -> None:
                 if made is None:
                     continue
                 rows, fit, draw = made
-                found.setdefault(name, []).append(
-                    [*judge(train, holdout, rows, TARGETS[table], seed), fit, rows.height / draw]
-                )
+                values = judge(train, holdout, rows, TARGETS[table], seed)
+                if name == "holdout":  # it would be measured against itself: what real training rows are worth instead
+                    values[4] = utility.train_on_synthetic(train, train, holdout, TARGETS[table], seed).synthetic
+                    values[5] = float("nan")
+                found.setdefault(name, []).append([*values, fit, rows.height / draw])
         for name, runs in found.items():
-            values = np.array(runs)
             cells = [
                 f"{mean:.3f}" + (f" ± {spread:.3f}" if len(runs) > 1 else "")
-                for mean, spread in zip(values.mean(axis=0), values.std(axis=0), strict=True)
+                for mean, spread in zip(np.mean(runs, axis=0), np.std(runs, axis=0), strict=True)
             ]
             print(f"{table:12} {name:14} " + " ".join(f"{cell:>16}" for cell in cells), flush=True)
 

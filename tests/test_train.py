@@ -32,7 +32,7 @@ def new_denoiser() -> Denoiser:
     torch.manual_seed(0)
     one = torch.ones(1)
     process = MixedProcess(LAYOUT, 0.01, 6.0, 7.0, torch.eye(1), one)
-    return Denoiser(process, 0 * one, torch.eye(1), one, one, width=32, blocks=2)
+    return Denoiser(process, 0 * one, torch.eye(1), one, one, width=32, blocks=2, dropout=0.1)
 
 
 def run(config: TrainConfig, checkpoint=None, events: int | None = None):

@@ -199,7 +199,9 @@ class _State:
     def advance(self, x: Float[Tensor, "n t w"], present: Bool[Tensor, "n t u"]) -> Tensor:
         """One gradient step; returns its loss without waiting for the device."""
         config, device = self.config, x.device
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
+        seed = config.seed * 1_000_003 + self.step
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # dropout knows no other source
         rows = torch.randint(len(x), (self.batch,), generator=generator).to(device)
         layout = self.denoiser.process.layout
         batch = fill_gated(x[rows], layout, generator)
