@@ -41,7 +41,7 @@ from tabdiff.errors import BundleError, TabdiffError
 from tabdiff.files import atomic_folder
 from tabdiff.schema import Schema
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _REQUIRED = (
     "config.json",
@@ -78,10 +78,10 @@ class Bundle:
     codec: Codec
     calibration: dict[str, Any]
     model: dict[str, Any]
-    tensors: dict[str, np.ndarray]
+    tensors: dict[str, np.ndarray] = field(repr=False)
     fingerprint: str
     manifest: dict[str, Any] = field(default_factory=dict)
-    compiled: dict[str, bytes] = field(default_factory=dict)
+    compiled: dict[str, bytes] = field(default_factory=dict, repr=False)
     path: Path | None = None
 
     def program_digest(self) -> str:

@@ -236,7 +236,7 @@ def test_a_saved_model_scores_and_samples_the_same(model, fresh, tmp_path):
     assert "900 standardised training rows" in card
     model.save(tmp_path / "m")  # replaces
     manifest = json.loads((tmp_path / "m" / "manifest.json").read_text())
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert set(manifest["files"]) == {path.name for path in (tmp_path / "m").iterdir()} - {"manifest.json"}
 
 
@@ -280,7 +280,7 @@ def test_a_damaged_folder_is_refused_and_the_file_named(model, tmp_path, name, d
 def test_a_newer_format_is_refused_with_the_version_to_use(model, tmp_path):
     model.save(tmp_path / "m")
     file = tmp_path / "m" / "manifest.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 99'))
+    file.write_text(file.read_text().replace('"format": 2', '"format": 99'))
     with pytest.raises(BundleError, match=r"format 99.*reads format 1"):
         tabdiff.load(tmp_path / "m")
 

@@ -18,10 +18,10 @@ from polars.testing import assert_frame_equal
 from typer.testing import CliRunner
 
 from tabdiff import Model
-from tabdiff.calibration import flag
 from tabdiff.cli import app
 from tabdiff.commands import streams
 from tabdiff.errors import ConfigError, SchemaError, SourceError, TrainingError
+from tabdiff.flags import Rule
 from tabdiff.limits import find_limit
 from tabdiff.streaming import PartEvent, _seed_of, sample_file, score_file
 from tests.conftest import make_mixed_table
@@ -54,13 +54,15 @@ def whole(model: Model, frame: pl.DataFrame, **rule: float) -> pl.DataFrame:
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".arrow"])
-@pytest.mark.parametrize("rule", [{"contamination": 0.05}, {"fdr": 0.4}, {}])
+@pytest.mark.parametrize(
+    "rule", [{"contamination": 0.05}, {"fdr": 0.4}, {"alerts_per_day": 5, "rows_per_day": 100}, {}]
+)
 def test_streamed_scores_are_those_of_one_go(
     small_model: Model, source: Path, frame: pl.DataFrame, tmp_path: Path, suffix: str, rule: dict[str, float]
 ) -> None:
     out = tmp_path / f"out{suffix}"
     events: list[PartEvent] = []
-    values = score_file(small_model, source, out, part_rows=150, on_event=events.append, **rule)
+    values = score_file(small_model, source, out, small_model.rule(**rule), part_rows=150, on_event=events.append)
     expected = whole(small_model, frame, **rule)
     found = read(out)
     if suffix == ".csv":
@@ -83,7 +85,13 @@ def test_files_of_a_folder_and_parts_of_any_size_give_the_same(
         frame[start:stop].write_parquet(tmp_path / "in" / f"{index}.parquet")
     results = []
     for part_rows in (1, 64, 10_000)[1:]:
-        score_file(small_model, tmp_path / "in", tmp_path / "out.parquet", contamination=0.02, part_rows=part_rows)
+        score_file(
+            small_model,
+            tmp_path / "in",
+            tmp_path / "out.parquet",
+            small_model.rule(contamination=0.02),
+            part_rows=part_rows,
+        )
         results.append(read(tmp_path / "out.parquet"))
     assert_frame_equal(*results, abs_tol=2e-4)
     assert results[0]["row"].to_list() == list(range(ROWS))
@@ -117,10 +125,10 @@ def test_streamed_samples_are_those_of_their_parts(small_model: Model, tmp_path:
 def test_limits_are_those_of_flag(scores: list[float], size: int, share: float, by_fdr: bool, seed: int) -> None:
     score = np.array(scores)
     p = np.random.default_rng(seed).integers(1, 20, len(score)) / 20
-    rule = {"fdr": share} if by_fdr else {"contamination": share}
+    rule, normal = Rule("fdr" if by_fdr else "contamination", share), np.zeros(0)
     chunks = [(score[i : i + size], p[i : i + size]) for i in range(0, len(score), size)]
-    limit = find_limit(lambda: iter(chunks), **rule)
-    np.testing.assert_array_equal(np.concatenate([limit(*chunk) for chunk in chunks]), flag(score, p, **rule))
+    limit = find_limit(lambda: iter(chunks), rule, normal)
+    np.testing.assert_array_equal(np.concatenate([limit(*chunk) for chunk in chunks]), rule.flag(score, p, normal))
 
 
 # ------------------------------------------------------------------------------------------------ kills
@@ -184,7 +192,7 @@ def interrupted(model: Model, source: Path, out: Path, after: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score_file(model, source, out, contamination=0.05, part_rows=100, on_event=stop)
+        score_file(model, source, out, model.rule(contamination=0.05), part_rows=100, on_event=stop)
 
 
 def test_only_missing_parts_are_done_again(
@@ -195,7 +203,15 @@ def test_only_missing_parts_are_done_again(
     assert len(list((tmp_path / "out.parquet.parts").glob("part-*"))) == 3
     (tmp_path / "out.parquet.parts" / ".part-0000003.parquet.abcd.tmp").write_bytes(b"half a part")
     events: list[PartEvent] = []
-    score_file(small_model, source, out, contamination=0.05, part_rows=100, resume=True, on_event=events.append)
+    score_file(
+        small_model,
+        source,
+        out,
+        small_model.rule(contamination=0.05),
+        part_rows=100,
+        resume=True,
+        on_event=events.append,
+    )
     assert [event.rows for event in events] == [400, 500, 600, 700]
     assert events[-1].fresh == 400
     assert_frame_equal(pl.read_parquet(out), whole(small_model, frame, contamination=0.05), abs_tol=2e-4)
