@@ -31,6 +31,8 @@ RANKING = 1 - 5e-7  # Spearman's correlation of the scores: 1 to six digits
 HALF_RANKING = 0.999
 _PROBE_ROWS, _RANDOM_ROWS, _DRAWN_ROWS, _STEPS = 64, 256, 256, 8
 
+_EQUAL = 1e-6  # relative difference of scores that single precision does not tell apart
+
 
 def make_probes(bundle: Bundle, runtime: TorchRuntime) -> dict[str, np.ndarray]:
     """Rows drawn from the model, half of them then disturbed, and the errors that torch gives them.
@@ -99,7 +101,7 @@ def _compare(bundle: Bundle, torch_runtime: TorchRuntime, precision: Precision) 
     difference = np.abs(truth - other) / total
     return {
         "relative_difference": float(np.nan_to_num(difference, nan=np.inf).max()),
-        "spearman": spearman(*scores),
+        "spearman": spearman(*_with_ties(*scores)),
         "drawn_difference": numbers,
         "same_categories": categories,
     }
@@ -133,6 +135,20 @@ def _require(report: Report, precision: str, parity: float, ranking: float) -> N
     if broken:
         cure = "Leave --fp16 out." if half else "Nothing was written; please report this with the model's card."
         raise BundleError(f"the {precision} programs do not compute what torch does: {'; '.join(broken)}. {cure}")
+
+
+def _with_ties(
+    truth: Float[np.ndarray, " n"], found: Float[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Both, with the mean over rows whose true scores are equal up to rounding: among equal rows there is no order."""
+    if not (np.isfinite(truth).all() and np.isfinite(found).all()):
+        return truth, found
+    order = np.argsort(truth, kind="stable")
+    ends = truth[order]
+    group = np.empty(len(truth), np.int64)
+    group[order] = np.cumsum(np.diff(ends, prepend=ends[:1]) > _EQUAL * (1 + np.abs(ends)))
+    sizes = np.bincount(group)
+    return (np.bincount(group, truth) / sizes)[group], (np.bincount(group, found) / sizes)[group]
 
 
 def spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:

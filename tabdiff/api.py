@@ -23,7 +23,7 @@ from tabdiff.layout import Layout
 from tabdiff.memory import remember
 from tabdiff.model import Model
 from tabdiff.nn.assemble import build_denoiser, build_score, scored_by_network
-from tabdiff.nn.calibrate import Part, calibrate, training_of_a_turn, turns
+from tabdiff.nn.calibrate import Part, calibrate, turns
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.programs import Step
 from tabdiff.nn.runtime import TorchRuntime, resolve_device
@@ -180,15 +180,14 @@ def _turns(
     held_out_places: Int[np.ndarray, " m"],
     config: FitConfig,
 ) -> Iterator[Part]:
-    """Hold out the training rows too, a part at a time, each time with a short training."""
+    """Hold out the training rows too, a part at a time."""
     count = turns(frame.height, config)
     if count == 1:
         return
-    short = config.model_copy(update={"train": training_of_a_turn(config.train, count)})
     order = np.random.default_rng(config.train.seed).permutation(train_places)
     for held_out in np.array_split(order, count - 1):
         rest = np.setdiff1d(np.concatenate([train_places, held_out_places]), held_out)
-        yield _learn(frame, schema, rest, np.sort(held_out), short, learn=scored_by_network(config))[0]
+        yield _learn(frame, schema, rest, np.sort(held_out), config, learn=scored_by_network(config))[0]
 
 
 def _split(rows: int, config: FitConfig) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:

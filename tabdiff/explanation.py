@@ -19,6 +19,7 @@ from jaxtyping import Float64
 from tabdiff.beliefs import Belief, Believer
 from tabdiff.codec import Codec, Encoded, to_series
 from tabdiff.codes import CategoryCode
+from tabdiff.columns import Kind
 from tabdiff.scoring import CHUNK_ROWS
 
 _SHARES = (0.5, 0.1, 0.3, 0.7, 0.9)  # quantiles of what is expected that are tried
@@ -159,6 +160,8 @@ class Explainer:
         if number:
             plain[1:3] = belief.quantile((1 - level) / 2), belief.quantile((1 + level) / 2)
             plain[3] = repair.get(column, np.nan)
+            if self.codec.schema[name].kind is Kind.CONTINUOUS:  # what single precision knows, the same in any batch
+                plain[:3] = [float(f"{value:.5g}") for value in plain[:3]]
         expected, low, high, repaired = self._shown(column, plain)
         states = [] if number else belief.likely(_LIKELY)
         likely = tuple(zip(self._shown(column, [v for v, _ in states]), (p for _, p in states), strict=True))

@@ -99,11 +99,6 @@ class Generator:
         self._notes: dict[str, Any] = bundle.model.get("sampling", {})
 
     @cached_property
-    def schedule(self) -> NoiseSchedule:
-        """Noise levels of the bundle's process."""
-        return NoiseSchedule.of(self.bundle.model, self.bundle.tensors)
-
-    @cached_property
     def originals(self) -> Originals | None:
         """What the model remembers of its training rows."""
         return Originals.from_json(self._notes["originals"]) if "originals" in self._notes else None
@@ -181,10 +176,9 @@ class Generator:
 
     def encoded(self, condition: Condition, seed: int, strength: float = 1.0) -> Iterator[Float32[np.ndarray, "b w"]]:
         """Blocks of clean encoded rows, no value beyond what training showed."""
-        layout = self.codec.layout
-        for block, windows in enumerate(
-            draw(self.runtime, layout, self.schedule, condition, self.config, seed, strength)
-        ):
+        layout, schedule = self.codec.layout, NoiseSchedule.of(self.bundle.model, self.bundle.tensors)
+        blocks = draw(self.runtime, layout, schedule, condition, self.config, seed, strength)
+        for block, windows in enumerate(blocks):
             x = windows[:, 0]
             if layout.detail_units:
                 rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block, 1)))

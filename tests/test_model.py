@@ -281,7 +281,7 @@ def test_a_newer_format_is_refused_with_the_version_to_use(model, tmp_path):
     model.save(tmp_path / "m")
     file = tmp_path / "m" / "manifest.json"
     file.write_text(file.read_text().replace('"format": 2', '"format": 99'))
-    with pytest.raises(BundleError, match=r"format 99.*reads format 1"):
+    with pytest.raises(BundleError, match=r"format 99.*reads format 2"):
         tabdiff.load(tmp_path / "m")
 
 

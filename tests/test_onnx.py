@@ -82,9 +82,10 @@ def test_half_precision_keeps_the_ranking(folder: Path, eager: Model) -> None:
     half = tabdiff.load(folder, precision="float16")
     scores = [m.score(FRESH).score for m in (half, eager)]
     assert verification.spearman(*scores) > 0.999
-    assert not np.array_equal(*scores)
+    drawn = [m.sample(500, seed=1)["price"] for m in (half, eager)]
+    assert not drawn[0].equals(drawn[1])  # linear layers are halved, and only the network that draws has them
     assert half.runtime.provider.endswith("cpu float16")
-    assert (folder / "score.fp16.onnx").stat().st_size < (folder / "score.onnx").stat().st_size
+    assert (folder / "step.fp16.onnx").stat().st_size < (folder / "step.onnx").stat().st_size
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "ddpm"])
@@ -510,7 +511,7 @@ def test_weights_of_another_shape_are_a_broken_bundle(folder: Path, tmp_path: Pa
         tabdiff.load(folder, runtime="torch")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, "2", None])
 def test_a_manifest_of_another_version_is_refused(folder: Path, version: object) -> None:
     manifest = json.loads((folder / "manifest.json").read_bytes()) | {"format": version}
     manifest["digest"] = _digest(manifest)

@@ -161,7 +161,7 @@ def _metric(text: str, name: str) -> str:
         ("/v1/score", {"json": {"rows": [{"price": 1.0}]}}, 422, "'weight'"),
         ("/v1/score", {"json": {"rows": [{}]}}, 422, "columns"),
         ("/v1/score?fdr=2", {"json": {"rows": [{}]}}, 422, "not allowed"),
-        ("/v1/score?fdr=0.1&contamination=0.1", {"json": {"rows": [{}]}}, 422, "exactly one rule"),
+        ("/v1/score?fdr=0.1&contamination=0.1", {"json": {"rows": [{}]}}, 422, "one rule sets the flags"),
         ("/v1/score", {"json": {"rows": [{}] * 51}}, 413, "50 rows; got 51"),
         ("/v1/score", {"content": b" " * 50_001, "headers": {"Content-Type": "application/json"}}, 413, "50000 bytes"),
         ("/v1/sample", {"json": {"rows": 51}}, 413, "50 rows"),

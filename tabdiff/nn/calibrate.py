@@ -17,7 +17,7 @@ from jaxtyping import Float32
 
 from tabdiff.calibration import Calibration
 from tabdiff.codec import Codec, Encoded
-from tabdiff.config import FitConfig, TrainConfig
+from tabdiff.config import FitConfig
 from tabdiff.nn.assemble import build_score
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.programs import Score
@@ -26,7 +26,6 @@ from tabdiff.scoring import CHUNK_ROWS
 _LEARNED_WEIGHT = 0.5  # of the learned view; the others weigh 1
 _TURNS_BELOW = 1000  # rows: from here on 15 % of them are enough to count, and networks cost too much
 _TURNS = 7
-_TURN_STEPS, _TURN_BATCH = 150, 128  # of the network of a turn, at most
 
 
 @dataclass(frozen=True)
@@ -50,22 +49,6 @@ def turns(rows: int, config: FitConfig) -> int:
     if config.score.turns is not None:
         return config.score.turns
     return _TURNS if rows < _TURNS_BELOW else 1
-
-
-def training_of_a_turn(config: TrainConfig, turns: int) -> TrainConfig:
-    """Short training for a network that only calibrates: all turns together take no more steps than the model itself."""
-    steps = _TURN_STEPS if config.steps is None else min(max(1, config.steps // turns), _TURN_STEPS)
-    limit = None if config.time_limit is None else config.time_limit / turns
-    return config.model_copy(
-        update={
-            "steps": steps,
-            "batch_size": min(config.batch_size or _TURN_BATCH, _TURN_BATCH),
-            "evaluate_every": min(config.evaluate_every, 50),
-            "warmup": min(config.warmup, 20),
-            "ema": min(config.ema, 0.98),
-            "time_limit": limit,
-        }
-    )
 
 
 def calibrate(parts: Sequence[Part], config: FitConfig, device: torch.device) -> Calibration:
