@@ -45,8 +45,9 @@ class Calibration:
         logs = [np.log(view.sum(axis=1, dtype=np.float64) + _FLOOR) for view in errors]
         center = [float(np.median(log)) for log in logs]
         # The upper part alone tells how far normal rows reach up; near-copies stretch the lower one.
+        worst = max(1, round((1 - _TAIL) * len(logs[0])))
         scale = [
-            float(log[log >= np.quantile(log, _TAIL)].mean()) - middle + _LEAST_SCALE
+            float(np.sort(log)[-worst:].mean()) - middle + _LEAST_SCALE
             for log, middle in zip(logs, center, strict=True)
         ]
         return cls(tuple(views), tuple(center), tuple(scale), tuple(weight))

@@ -82,7 +82,8 @@ def test_a_schedule_fires_by_itself(server: Server) -> None:
         wait_for(lambda: scored_ids(server.workspace) == list(range(80)))
         runs = wait_for(lambda: finished_runs(server))
     with server.client() as client:  # or the server goes on planning runs that nobody serves
-        client.delete(f"/deployments/{runs[0]['deployment_id']}").raise_for_status()
+        # Prefect's own SQLite answers 503 while it is busy.
+        wait_for(lambda: client.delete(f"/deployments/{runs[0]['deployment_id']}").status_code in (204, 404))
     assert all(run["auto_scheduled"] for run in runs)
     assert {"tabdiff"} <= set(runs[0]["tags"])
     assert server.workspace.runs.latest()[0]["status"] == "done"

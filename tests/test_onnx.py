@@ -82,9 +82,10 @@ def test_half_precision_keeps_the_ranking(folder: Path, eager: Model) -> None:
     half = tabdiff.load(folder, precision="float16")
     scores = [m.score(FRESH).score for m in (half, eager)]
     assert verification.spearman(*scores) > 0.999
-    drawn = [m.sample(500, seed=1)["price"] for m in (half, eager)]
-    assert not drawn[0].equals(drawn[1])  # linear layers are halved, and only the network that draws has them
+    drawn = [m.sample(500, seed=1)["channel"] for m in (half, eager)]
+    assert (drawn[0] == drawn[1]).mean() > 0.99
     assert half.runtime.provider.endswith("cpu float16")
+    # Linear layers are halved, and only the network that draws has them.
     assert (folder / "step.fp16.onnx").stat().st_size < (folder / "step.onnx").stat().st_size
 
 

@@ -130,7 +130,7 @@ class Score(nn.Module):
         weights = torch.ones_like(errors)
         errors[..., process.number_units] = (mean - x0[..., process.number_slots]).square()
         weights[..., process.blocks.units] = process.blocks.masked(x_t).to(x.dtype)
-        errors[..., process.blocks.units] = -2 * process.blocks.total(x0 * log_probability)
+        errors[..., process.blocks.units] = (-2 * process.blocks.total(x0 * log_probability)).clamp_min(0)  # rounding
         for index, unit in enumerate(layout.units):
             if unit.gate is not None:  # a number that does not apply has no error
                 weights[..., index] = x0[..., unit.gate]
