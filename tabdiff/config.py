@@ -113,7 +113,7 @@ class ScoreConfig(_Options):
         None,
         ge=1,
         le=100,
-        description="parts of the table held out in turn for calibration, each with everything fitted anew; 7 below 1,000 rows "
+        description="parts of the table held out in turn for calibration, each with everything fitted anew; 7 below 20,000 rows "
         "if not given, else 1",
     )
     fdr: float | None = Field(
