@@ -21,7 +21,7 @@ from tabdiff.scoring import CHUNK_ROWS
 _KERNEL_VIEWS = ("raw", "rank")
 _KERNEL_FACTORS = (0.2, 0.3, 0.5)  # noise levels of the kernel views, in mean distances to the nearest rows
 _NEIGHBOUR_FACTOR = 1.0  # the level at which a row's neighbours are weighed
-_MIXTURE_SIGMAS = (0.3, 0.55, 1.0, 1.75)  # noise levels of the mixture view, in standard deviations
+_MIXTURE_SIGMAS = (0.32, 1.73)  # noise levels of the two mixture views, in standard deviations
 _LEARNED_SIGMAS = (1.4, 2.0, 3.0)  # noise levels of the learned view, in standard deviations
 _MASKING_SIGMA, _MASKING_PROBES = 2.0, 4  # with categories: one level, each category masked in about half of the probes
 

@@ -14,6 +14,7 @@ from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.kernel import KernelView, SubsetKernels, local_weights
 from tabdiff.nn.mixture import MixtureView
 
+_MIXTURES = ("close mixture", "wide mixture")
 _NEIGHBOUR_SHARE = 0.5  # how far a row is excused by the errors of its neighbours
 
 
@@ -31,7 +32,7 @@ class Score(nn.Module):
         usual_log: (M,) log error that each row stored in the raw view shows when it is left out; a row is also judged
             against what its neighbours show.
         usual_level: () noise level at which neighbours are weighed.
-        mixture: Gaussian mixture of the raw view, or None.
+        mixture: Gaussian mixture of the raw view at two levels, each a view, or None.
         subsets: kernels for contaminated tables, or None; if given they are the only view.
         times: (L,) times of the learned view, L may be 0.
         noise: (L, P, T, U) probe bank, P probes per level.
@@ -78,13 +79,8 @@ class Score(nn.Module):
     def views(self) -> list[str]:
         """Names of the views, in order."""
         names = [part for name in self.kernels for part in ((name, "neighbours") if name == "raw" else (name,))]
-        names += ["mixture"] * (self.mixture is not None) + ["subsets"] * (self.subsets is not None)
+        names += [*_MIXTURES] * (self.mixture is not None) + ["subsets"] * (self.subsets is not None)
         return names + ["learned"] * (len(self.times) > 0)
-
-    @property
-    def fitted_views(self) -> list[str]:
-        """Views that know their training rows so well that only held-out rows show what is normal."""
-        return ["mixture", "learned"]
 
     def forward(
         self, x: Float[Tensor, "b t w"], present: Bool[Tensor, "b t u"], left_out: Tensor | None = None
@@ -102,7 +98,7 @@ class Score(nn.Module):
                 usual = (weight * self.usual_log[nearest]).sum(-1)
                 views.append(views[-1] * torch.exp(-_NEIGHBOUR_SHARE * usual)[:, None])
         if self.mixture is not None:
-            views.append(_merge(self.mixture(raw) @ self.view_columns))
+            views += (self.mixture(raw) @ self.view_columns).unbind(1)  # a view for each of its two levels
         if self.subsets is not None:
             views.append(_merge(self.subsets(x[..., layout.view("asinh")].flatten(1)) @ self.view_columns))
         errors = [view[:, None] for view in views]
