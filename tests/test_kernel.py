@@ -161,12 +161,12 @@ def test_scores_are_a_function_of_the_row_even_among_ties_and_far_out():
     whole = model.score(strange).score
     alone = np.concatenate([model.score(strange[i : i + 1]).score for i in range(0, 60, 6)])
     np.testing.assert_allclose(alone, whole[::6], rtol=1e-4, atol=1e-4)
-    assert model.calibration.views == ("raw", "neighbours", "rank", "mixture")
+    assert model.calibration.views == ("raw", "neighbours", "rank", "close mixture", "wide mixture")
 
 
 def test_a_model_without_rows_scores_by_mixture_and_network():
     options = {"train": {"steps": 2}, "network": {"width": 8}, "score": {"kernel_rows": 0}}
     model = tabdiff.fit(ties(), tabdiff.FitConfig.model_validate(options))
-    assert model.calibration.views == ("mixture", "learned")
+    assert model.calibration.views == ("close mixture", "wide mixture", "learned")
     assert not [name for name in model.bundle.tensors if name.endswith(".rows")]
     assert np.isfinite(model.score(ties()).score).all()
