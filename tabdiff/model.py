@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,16 @@ class Model:
         encoded = self.codec.encode(conformed)
         score, p_value, contributions = self._judge(encoded)
         flagged = rule.flag(score, p_value, np.asarray(self.calibration.normal))
-        expected = expected_values(self.runtime, self.codec, encoded, np.flatnonzero(flagged), contributions)
+        rows = np.flatnonzero(flagged)
+        expected = self._nothing
+        if len(rows):
+            expected = expected_values(self.runtime, self.codec, encoded, rows, contributions)
         return Scores(self.codec.columns, score, p_value, flagged, contributions, expected, self.runtime.provider)
+
+    @cached_property
+    def _nothing(self) -> pl.DataFrame:
+        """No rows of the modelled columns; kept, because making it takes longer than to score a row."""
+        return self.codec.decode(np.zeros((0, self.codec.layout.model_width), np.float32))
 
     def _judge(self, encoded: Encoded) -> tuple[Any, Any, Any]:
         """Score (N,), p-value (N,) and contributions (N, C) of encoded rows, as feedback has changed them."""

@@ -387,3 +387,13 @@ def test_the_same_seed_gives_the_same_model():
 def test_serving_modules_leave_torch_unimported():
     code = "import tabdiff, tabdiff.model, tabdiff.bundle, tabdiff.scoring, tabdiff.sampling, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_programs_of_another_calibration_are_refused(small_model: Model) -> None:
+    from tabdiff.nn.runtime import TorchRuntime
+
+    calibration = {**small_model.bundle.calibration, "views": ["raw", "rank"]}
+    with pytest.raises(
+        BundleError, match=r"calibration.json must be about the views of the programs.*it has raw, rank"
+    ):
+        TorchRuntime.from_bundle(replace(small_model.bundle, calibration=calibration), "cpu")

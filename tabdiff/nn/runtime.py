@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float32
 
 from tabdiff.bundle import Bundle
-from tabdiff.errors import RuntimeUnavailable
+from tabdiff.errors import BundleError, RuntimeUnavailable
 from tabdiff.layout import Layout
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.kernel import KernelView, SubsetKernels
@@ -86,8 +86,19 @@ class TorchRuntime:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, device: str = "auto") -> TorchRuntime:
-        """Build the programs and move them to the device."""
-        return cls(*build_programs(bundle), device)
+        """Build the programs and move them to the device.
+
+        Raises:
+            BundleError: the programs are not those that the folder was calibrated for.
+            RuntimeUnavailable: the device is not there.
+        """
+        score, step = build_programs(bundle)
+        if score.views != list(bundle.calibration["views"]):
+            raise BundleError(
+                f"calibration.json must be about the views of the programs, {', '.join(score.views)}; it has "
+                f"{', '.join(bundle.calibration['views'])}. Fit the model again."
+            )
+        return cls(score, step, device)
 
     @property
     def provider(self) -> str:
