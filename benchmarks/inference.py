@@ -168,7 +168,7 @@ def memory(path: Path, rows: int) -> None:
             model,
             source,
             Path(folder) / "out.parquet",
-            contamination=0.01,
+            model.rule(contamination=0.01),
             on_event=lambda event: events.append((event.rows, time.process_time())),
         )
         total = time.process_time() - started
