@@ -104,7 +104,7 @@ def _fit(
     calibration = calibrate(parts, config, device)
 
     denoiser, codec = part.denoiser, part.codec
-    _, score = build_score(denoiser.cpu().eval(), codec, part.encoded, part.held_out, config)
+    score = build_score(denoiser.cpu().eval(), codec, part.encoded, part.held_out, config)
     runtime = TorchRuntime(score, Step(denoiser), config.train.device)
     report = _report(last, denoiser, len(part.encoded.x), len(part.held_out.x), len(calibration.normal))
     report["rows_per_day"] = rows_per_day

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from tabdiff.model import Model
+
+_OURS = ("tabdiff", "onnx_export", "flows")
 
 DataArgument = Annotated[
     str, typer.Argument(metavar="DATA", help="File, folder, glob or database URL.", show_default=False)
@@ -59,16 +62,27 @@ def reported(command: Callable[..., Outcome]) -> Callable[..., None]:
     return run
 
 
-def api() -> Any:
-    """`tabdiff.api`, or a word on what to install for it."""
+@contextmanager
+def needs(what: str, extra: str) -> Iterator[None]:
+    """Imports of what an extra brings: if something is missing, a word on what to install.
+
+    Raises:
+        RuntimeUnavailable: "WHAT need(s) MODULE, ..."; a module of this project that is missing stays what it is, a defect.
+    """
     try:
-        from tabdiff import api
+        yield
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("tabdiff"):
+        if (error.name or "").partition(".")[0] in _OURS:
             raise
         raise RuntimeUnavailable(
-            f"this command needs {error.name}, which is not installed here. Run pip install 'tabdiff[train]'."
+            f"{what} {error.name}, which is not installed here. Run pip install 'tabdiff[{extra}]'."
         ) from error
+
+
+def api() -> Any:
+    """`tabdiff.api`, or a word on what to install for it."""
+    with needs("this command needs", "train"):
+        from tabdiff import api
     return api
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tabdiff.commands.common import DataArgument, JsonOption, api, files, read_table
-from tabdiff.errors import RuntimeUnavailable, SourceError, SynthesisError
+from tabdiff.commands.common import DataArgument, JsonOption, api, files, needs, read_table
+from tabdiff.errors import SourceError, SynthesisError
 from tabdiff.terminal import Outcome, table
 
 if TYPE_CHECKING:
@@ -145,14 +145,8 @@ def _check_folder(out: Path) -> None:
 
 def _judges() -> Any:
     """The modules that judge, or a word on what to install for them."""
-    try:
+    with needs("this command needs", "train"):
         from tabdiff.evaluate import augmentation, report, report_page
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("tabdiff"):
-            raise
-        raise RuntimeUnavailable(
-            f"this command needs {error.name}, which is not installed here. Run pip install 'tabdiff[train]'."
-        ) from error
     return report, report_page, augmentation
 
 

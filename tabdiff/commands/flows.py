@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tabdiff.commands.common import JsonOption, reported
-from tabdiff.errors import RuntimeUnavailable
+from tabdiff.commands.common import JsonOption, needs, reported
 from tabdiff.terminal import Outcome
 
 PlanOption = Annotated[
@@ -20,13 +19,9 @@ PlanOption = Annotated[
 
 def _deploy() -> tuple[Any, Any]:
     """`flows.deploy` and the workspace. The package stands above this one and is optional, so it is found by name."""
-    try:
+    with needs("flows need", "flows"):
         deploy = importlib.import_module("flows.deploy")
         importlib.import_module("importlib.metadata").version("prefect")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith(("tabdiff", "flows")):
-            raise
-        raise RuntimeUnavailable(f"flows need {error.name}. Run pip install 'tabdiff[flows]'.") from error
     from tabdiff.store import Workspace
 
     workspace = Workspace.open()

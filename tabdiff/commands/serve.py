@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tabdiff.commands.common import JsonOption, ModelArgument
-from tabdiff.errors import RuntimeUnavailable
+from tabdiff.commands.common import JsonOption, ModelArgument, needs
 from tabdiff.terminal import Outcome, console, say
 
 
@@ -28,14 +27,8 @@ def serve(
     The API key is read from TABDIFF_API_KEY or the file that TABDIFF_API_KEY_FILE names. Without one, only this
     machine is listened to.
     """
-    try:
+    with needs("serving needs", "serve,cpu"):
         from tabdiff.serve.server import serve as run
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("tabdiff"):
-            raise
-        raise RuntimeUnavailable(
-            f"serving needs {error.name}, which is not installed here. Run pip install 'tabdiff[serve,cpu]'."
-        ) from error
     from tabdiff.loading import load
     from tabdiff.serve.options import ServeOptions, key_from_environment
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tabdiff.commands.common import JsonOption, reported
-from tabdiff.errors import ConfigError, RuntimeUnavailable
+from tabdiff.commands.common import JsonOption, needs, reported
+from tabdiff.errors import ConfigError
 from tabdiff.terminal import Outcome, count, table
 
 if TYPE_CHECKING:
@@ -22,12 +22,8 @@ SettingOption = Annotated[
 
 
 def _store() -> type[Workspace]:
-    try:
+    with needs("a workspace needs", "store"):
         from tabdiff.store import Workspace
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("tabdiff"):
-            raise
-        raise RuntimeUnavailable(f"a workspace needs {error.name}. Run pip install 'tabdiff[store]'.") from error
     return Workspace
 
 

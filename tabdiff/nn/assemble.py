@@ -64,17 +64,11 @@ def scored_by_network(config: FitConfig) -> bool:
     return not (config.score.kernel_rows or config.score.contaminated)
 
 
-def build_score(
-    denoiser: Denoiser, codec: Codec, encoded: Encoded, held_out: Encoded, config: FitConfig
-) -> tuple[np.ndarray, Score]:
-    """The scoring program, and for every row (training rows first) its place among the stored ones, or -1.
-
-    Held-out rows may be stored too: they are scored with themselves left out, as a new row would be.
-    """
+def build_score(denoiser: Denoiser, codec: Codec, encoded: Encoded, held_out: Encoded, config: FitConfig) -> Score:
+    """The scoring program. Held-out rows may be among those that it stores."""
     layout, rng = codec.layout, np.random.default_rng(config.train.seed)
     x = np.concatenate([encoded.x, held_out.x])
     rows = np.sort(rng.permutation(len(x))[: config.score.kernel_rows])
-    stored = np.full(len(x), -1)
     kernels: dict[str, KernelView] = {}
     mixture = subsets = None
     generator = torch.Generator().manual_seed(config.train.seed)
@@ -84,7 +78,6 @@ def build_score(
     else:
         mixture = fit_mixture(torch.from_numpy(encoded.x[:, layout.view("raw")]), _MIXTURE_SIGMAS, generator)
     if not config.score.contaminated and len(rows) > 1:
-        stored[rows] = np.arange(len(rows))
         memory = torch.from_numpy(x[rows])
         kernels = {
             view: fit_kernel_view(memory[:, layout.view(view)], _KERNEL_FACTORS, generator) for view in _KERNEL_VIEWS
@@ -98,7 +91,7 @@ def build_score(
         sigmas = (_MASKING_SIGMA,) if layout.category_units else _LEARNED_SIGMAS
     process = denoiser.process
     low, high = process.sigma_min ** (1 / process.rho), process.sigma_max ** (1 / process.rho)
-    score = Score(
+    return Score(
         denoiser,
         kernels,
         mixture,
@@ -112,7 +105,6 @@ def build_score(
         units_to_columns=torch.from_numpy(layout.units_to_columns @ codec.attribution),
         surprise=torch.tensor(2 * np.log(len(x) + 1), dtype=torch.float32),
     )
-    return stored, score
 
 
 @torch.no_grad()

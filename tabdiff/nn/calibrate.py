@@ -68,7 +68,7 @@ def _errors_of_held_out(
     part: Part, config: FitConfig, device: torch.device
 ) -> tuple[list[str], Float32[np.ndarray, "n v c"]]:
     nothing = Encoded(part.held_out.x[:0], part.held_out.present[:0])
-    _, score = build_score(part.denoiser.cpu().eval(), part.codec, part.encoded, nothing, config)
+    score = build_score(part.denoiser.cpu().eval(), part.codec, part.encoded, nothing, config)
     return score.views, _errors(score.to(device).eval(), part.held_out, device)
 
 

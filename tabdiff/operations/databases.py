@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -13,31 +12,19 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, make_url
 
 from tabdiff.errors import SourceError
-from tabdiff.operations.new_rows import Finding, Piece
+from tabdiff.operations.new_rows import GrowingReader, Piece
 from tabdiff.store.names import redact, resolve
-from tabdiff.store.scores import Part, Stream
 from tabdiff.store.spec import SourceSpec
 
 
-@dataclass
-class TableReader:
+class TableReader(GrowingReader):
     """A table or view whose rows are told apart by a column that only grows."""
 
-    spec: SourceSpec
-    stream: Stream
-    rows: int
-    findings: list[Finding] = field(default_factory=list)
-
     def __post_init__(self) -> None:
-        self._mark = self.stream.watermark
         with _connected(self.spec) as connection:
             self.table, self.column = _reflect(connection, self.spec)
-            self.kind = _kind(connection, self.column, self.spec)
-            if self._mark is not None and self._mark["kind"] != self.kind:
-                raise SourceError(
-                    f"table {self.spec.table}: column {self.column.name!r} was {self._mark['kind']} and is {self.kind} now, so the "
-                    "watermark means nothing. Give it the type of before."
-                )
+            kind = _kind(connection, self.column, self.spec)
+            self._growing(f"table {self.spec.table}", self.column.name, kind, "Give it the type of before.")
             highest = connection.execute(sa.select(sa.func.max(self.column))).scalar()
         self._upto = None if highest is None else _earlier(highest, self.spec.lateness)
 
@@ -54,25 +41,13 @@ class TableReader:
             if end is None:
                 return None
             frame = _frame(connection, sa.select(self.table).where(*new, self.column <= end).order_by(self.column))
-        mark = {"kind": self.kind, "value": _encode(end)}
-        start = "start" if self._mark is None else self._mark["value"]
-        return Piece(Part(f"({start},{mark['value']}]", 0, True, None, frame.height), frame, mark)
+        return self._piece(frame, _encode(end))
 
-    def advance(self, piece: Piece) -> None:
-        """The watermark moved."""
-        self._mark = piece.watermark
-
-    def skip(self, piece: Piece) -> bool:
-        """What lies above cannot be reached: rows must not be left out silently."""
-        return False
-
-    def late(self, scored: int) -> int:
-        """Rows at or below the watermark that were never scored, as far as counting tells."""
-        if self._mark is None:
-            return 0
-        count = sa.select(sa.func.count()).select_from(self.table).where(self.column <= _decode(self._mark))
+    def _count_below(self, value: Any) -> int:
+        mark = {"kind": self.kind, "value": value}
+        count = sa.select(sa.func.count()).select_from(self.table).where(self.column <= _decode(mark))
         with _connected(self.spec) as connection:
-            return max(0, int(connection.execute(count).scalar_one()) - scored)
+            return int(connection.execute(count).scalar_one())
 
 
 def newest_of_table(spec: SourceSpec, limit: int) -> pl.DataFrame:

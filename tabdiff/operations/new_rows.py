@@ -230,18 +230,59 @@ def load_files(files: Sequence[Path]) -> pl.DataFrame:
 
 
 @dataclass
-class ColumnReader:
-    """Files whose rows are told apart by a column that only grows."""
+class GrowingReader:
+    """Rows that are told apart by a column that only grows, wherever they are kept: what a watermark means.
+
+    Attributes:
+        kind: of the column, as the watermark records it; set by `_growing`.
+    """
 
     spec: SourceSpec
     stream: Stream
     rows: int
     findings: list[Finding] = field(default_factory=list)
 
+    def _growing(self, where: str, column: str, kind: str, cure: str) -> None:
+        """Begin at the stream's watermark.
+
+        Raises:
+            SourceError: the column is of another kind than the watermark.
+        """
+        self._mark, self.kind = self.stream.watermark, kind
+        if self._mark is not None and self._mark["kind"] != kind:
+            raise SourceError(
+                f"{where}: column {column!r} was {self._mark['kind']} and is {kind} now, so the watermark means nothing. {cure}"
+            )
+
+    def _piece(self, frame: pl.DataFrame, end: Any) -> Piece:
+        """The rows from the watermark to `end`, which becomes the next one."""
+        start = "start" if self._mark is None else self._mark["value"]
+        part = Part(f"({start},{end}]", 0, True, None, frame.height)
+        return Piece(part, frame, {"kind": self.kind, "value": end})
+
+    def advance(self, piece: Piece) -> None:
+        """The watermark moved."""
+        self._mark = piece.watermark
+
+    def skip(self, piece: Piece) -> bool:
+        """What lies above cannot be reached: rows must not be left out silently."""
+        return False
+
+    def late(self, scored: int) -> int:
+        """Rows at or below the watermark that were never scored, as far as counting tells."""
+        return 0 if self._mark is None else max(0, self._count_below(self._mark["value"]) - scored)
+
+    def _count_below(self, value: Any) -> int:
+        """How many rows lie at or below a watermark."""
+        raise NotImplementedError
+
+
+class ColumnReader(GrowingReader):
+    """Files whose rows are told apart by a column that only grows."""
+
     def __post_init__(self) -> None:
         assert self.spec.column is not None
         self.column = self.spec.column
-        self._mark, self._number = self.stream.watermark, self.stream.revision
         root = inside_roots(self.spec.root)
         files = [path for _, paths in units_of(self.spec) for path in paths]
         if not settled(files, self.spec.settle):
@@ -258,12 +299,8 @@ class ColumnReader:
                 f"{root}: column {self.column!r} must be integer, date or datetime to tell new rows; found {dtype}. "
                 "Write Parquet, or choose another column."
             )
-        self.kind = "int" if dtype.is_integer() else str(dtype)
-        if self._mark is not None and self._mark["kind"] != self.kind:
-            raise SourceError(
-                f"{root}: column {self.column!r} was {self._mark['kind']} and is {self.kind} now, so the watermark means nothing. "
-                "Write the type of before."
-            )
+        kind = "int" if dtype.is_integer() else str(dtype)
+        self._growing(str(root), self.column, kind, "Write the type of before.")
         key = pl.col(self.column) if dtype.is_integer() else pl.col(self.column).to_physical()
         self.key = key.cast(pl.Int64)
         self.frame = frame
@@ -292,24 +329,10 @@ class ColumnReader:
         frame = collect(new.filter(self.key <= end), self.spec.location).sort(self.key, maintain_order=True)
         if identity_of(self._files) != self._before:
             raise SourceError(f"{self.spec.location}: a file changed while it was read. Nothing was scored; run again.")
-        start = "start" if self._mark is None else self._mark["value"]
-        mark = {"kind": self.kind, "value": int(end)}
-        return Piece(Part(f"({start},{end}]", 0, True, None, frame.height), frame, mark)
+        return self._piece(frame, int(end))
 
-    def advance(self, piece: Piece) -> None:
-        """The watermark moved."""
-        self._mark = piece.watermark
-
-    def skip(self, piece: Piece) -> bool:
-        """What lies above cannot be reached: rows must not be left out silently."""
-        return False
-
-    def late(self, scored: int) -> int:
-        """Rows at or below the watermark that were never scored, as far as counting tells."""
-        if self._mark is None:
-            return 0
-        below = self.frame.filter(self.key <= self._mark["value"]).select(pl.len())
-        return max(0, int(self._collect(below)) - scored)
+    def _count_below(self, value: Any) -> int:
+        return int(self._collect(self.frame.filter(self.key <= value).select(pl.len())))
 
 
 def collect(query: pl.LazyFrame, location: str) -> pl.DataFrame:
