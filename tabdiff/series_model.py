@@ -131,7 +131,8 @@ class SeriesModel:
                 )
             return Rule("alerts_per_day", 1.0, float(count))
         if wanted is None:
-            return Rule("alerts_per_day", min(max(1.0, per_day / count), 0.5 * per_day), per_day)
+            least = per_day / count * (1 + 1e-9)  # as if one more stretch of held-out time had passed
+            return Rule("alerts_per_day", min(max(1.0, least), 0.5 * per_day), per_day)
         if not 0 < wanted < per_day:
             raise ConfigError(f"alerts_per_day lies between 0 and {per_day:g}, the windows in a day; got {wanted:g}.")
         return Rule("alerts_per_day", wanted, per_day)
