@@ -355,6 +355,22 @@ def test_a_worse_challenger_is_not_promoted(trained: Workspace, data: Path) -> N
     assert any("separation" in reason for reason in judged.reasons)
 
 
+def test_a_challenger_begins_with_the_champions_weights(trained: Workspace, data: Path) -> None:
+    assert trained.models.get("orders").metrics["started_from"] == "random weights: there was no champion"
+    orders(100, 300, seed=4).write_parquet(data / "b.parquet")
+    warm = train(trained, training(promote="never"))
+    assert (warm["started_from"], warm["version"]) == ("orders version 1", 2)
+    cold = train(trained, training(promote="never", warm_start=False))
+    assert (cold["started_from"], cold["version"]) == ("random weights: warm_start is off", 3)
+    again = train(trained, training(promote="never"))
+    assert (again["started_from"], again["new"], again["version"]) == ("orders version 1", False, 2)
+    more_judges = train(trained, training(promote="never", evaluation_share=0.4))
+    assert "kept 0.3 of the rows from its fit" in more_judges["started_from"]
+    fit = {**QUICK, "network": {"width": 24, "blocks": 1}}
+    wider = train(trained, training(promote="never", fit=fit))
+    assert "network.width was 16, is 24" in wider["started_from"]
+
+
 def test_a_synthetic_set_is_drawn_once(trained: Workspace) -> None:
     wanted = SynthesizeJob.of(model="orders", rows=50, seed=3, sample={"steps": 3})
     first = synthesize(trained, wanted)

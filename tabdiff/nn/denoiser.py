@@ -80,6 +80,15 @@ class Smooth(nn.Module):
         self.own = nn.Parameter(scale * torch.randn(length * layout.model_width, width))
         self.along = nn.Parameter(scale * torch.randn(self.cosines.shape[1], width))
 
+    @torch.no_grad()
+    def begin_with(self, weights: Float[Tensor, "w h"]) -> None:
+        """Be these weights: of all ways to share them out, the one with the smallest parts."""
+        cosines, freedom = self.cosines.double(), self.freedom.double()
+        total = cosines @ cosines.T + torch.diag(freedom[:, 0] ** 2)
+        solved = torch.linalg.solve(total, weights.double())
+        self.own.copy_(freedom * solved)
+        self.along.copy_(cosines.T @ solved)
+
     def forward(self) -> Float[Tensor, "w h"]:
         """The weights."""
         weights: Tensor = torch.addmm(self.own * self.freedom, self.cosines, self.along)
@@ -143,8 +152,8 @@ class Denoiser(nn.Module):
         # While it is trained, weights along the states of a number are a sum of two; `fold` ends that.
         self.smooth: nn.ModuleDict | None = None
 
-    def unfold(self) -> None:
-        """Share what is learned between neighbouring states of a number from now on; a fresh network only."""
+    def unfold(self, *, keep: bool = False) -> None:
+        """Share what is learned between neighbouring states of a number from now on; with `keep` the function stays the same."""
         layout, width = self.process.layout, self.read.out_features
         if any(unit.places for unit in layout.units):
             scale = (self.length * len(layout.units)) ** -0.5
@@ -153,6 +162,9 @@ class Denoiser(nn.Module):
                 "write": Smooth(layout, self.length, width, 0.0),
             }
             self.smooth = nn.ModuleDict(parts).to(self.mean.device)
+            if keep:
+                parts["read"].begin_with(self.read.weight[:, : self.write.out_features].T)
+                parts["write"].begin_with(self.write.weight)
 
     def fold(self) -> None:
         """Make the shared weights plain ones; the function stays the same."""

@@ -35,8 +35,10 @@ from tabdiff.nn.objective import (
 
 _EPOCHS = 30  # how often each row is seen; conditional distributions overfit after that
 _LEAST_STEPS = 600  # but a small table needs more
+_LEARNED_STEPS = 0.25  # of the planned steps, for a network that begins with the weights of another
+_LEARNED_RATE = 0.5  # of the learning rate; the full one would throw away what it knows
 _HELD_OUT_ROWS = 2048
-_PROGRESS = ("step", "steps", "best", "worse", "elapsed", "finished", "identity")
+_PROGRESS = ("step", "steps", "rate", "best", "worse", "elapsed", "finished", "identity")
 _COMPUTE = 1.6e12  # floating-point operations of the default budget; about 40 s of one core of 2020
 
 
@@ -76,6 +78,7 @@ def train(
     *,
     checkpoint: Path | None = None,
     identity: str = "",
+    learned: bool = False,
 ) -> Iterator[TrainEvent]:
     """Fit `denoiser` in place; when the iterator ends it holds the averaged weights of the best held-out loss.
 
@@ -85,13 +88,17 @@ def train(
         held_out, held_out_present: windows for the early stop.
         checkpoint: folder that is replaced at every evaluation and read at the start if it exists.
         identity: names the table and options that made `x`; a checkpoint of another identity is refused.
+        learned: the denoiser has weights worth keeping; it is trained for a share of the steps, at a lower rate.
 
     Raises:
         TrainingError: the loss is not finite, or the checkpoint is of another fit.
     """
     steps = planned_steps(denoiser, config, len(x))
-    denoiser.unfold()
+    if learned and config.steps is None:
+        steps = max(1, round(_LEARNED_STEPS * steps))
+    denoiser.unfold(keep=learned)
     state = _State.create(denoiser, config, steps, planned_batch(config, len(x)), identity)
+    state.rate = config.learning_rate * (_LEARNED_RATE if learned else 1.0)
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint)
         if state.finished:
@@ -156,6 +163,7 @@ class _State:
     steps: int
     batch: int
     identity: str
+    rate: float = 0.0  # the largest learning rate
     step: int = 0
     best: float = math.inf
     worse: int = 0
@@ -180,7 +188,7 @@ class _State:
         """Linear warm-up, then half a cosine to 0 over the planned steps."""
         config = self.config
         warm = min(1.0, (self.step + 1) / (min(config.warmup, self.steps // 10) + 1))
-        return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps)))
+        return self.rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps)))
 
     def event(self, loss: float, held_out: float, rate: float) -> TrainEvent:
         """What the caller is told."""
@@ -314,8 +322,8 @@ class _State:
                 _, index, moment = name.split("/")
                 optimizer["state"].setdefault(int(index), {})[moment] = value
         self.optimizer.load_state_dict(optimizer)
-        for name in ("step", "steps", "best", "worse", "elapsed"):
-            setattr(self, name, progress[name])
+        for name in ("step", "steps", "rate", "best", "worse", "elapsed"):
+            setattr(self, name, progress.get(name, getattr(self, name)))  # older checkpoints have no rate
         # A run that ended for lack of time goes on when it is given more.
         self.finished = None if progress["finished"] == "time" else progress["finished"]
 

@@ -70,6 +70,10 @@ class TrainJob(_Job):
         le=0.5,
         description="rows that no version trains on, chosen by a hash of the row; at most 5,000 of them judge",
     )
+    warm_start: bool = Field(
+        True,
+        description="begin with the champion's weights if columns and network are the same; about a quarter of the steps",
+    )
     promote: Literal["auto", "ask", "never"] = Field(
         "auto", description="auto: by the rule of docs/workspace.md; ask: leave an event; never: only train and compare"
     )
