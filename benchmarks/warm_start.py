@@ -58,7 +58,6 @@ def main() -> None:
     options.add_argument("files", nargs="*", type=Path)
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options.add_argument("--rows", type=int, default=4000, help="rows of each table that are used, at most")
-    options.add_argument("--plans", nargs="+", default=[f"{training._LEARNED_STEPS}:{training._LEARNED_RATE}"])
     given = options.parse_args()
     tables = {path.stem: load(path) for path in given.files} or shipped()
     print(
@@ -77,19 +76,21 @@ def main() -> None:
             )
             champion = api.fit(table[old], config)
             later = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed + 1000})})
-            fresh, _ = curve(table, new, unseen, later, None)
+            fresh, planned = curve(table, new, unseen, later, None)
+            half = later.model_copy(update={"train": later.train.model_copy(update={"steps": planned // 2})})
+            short, _ = curve(table, new, unseen, half, None)
+            warm, _ = curve(table, new, unseen, later, champion)
             best = min(fresh, key=lambda point: point[2])
-            for plan in given.plans:
-                training._LEARNED_STEPS, training._LEARNED_RATE = map(float, plan.split(":"))
-                warm, planned = curve(table, new, unseen, later, champion)
-                reached = next((point for point in warm if point[2] <= best[2]), None)
-                least = min(point[2] for point in warm)
-                steps = str(reached[0]) if reached else "not reached"
-                print(
-                    f"| {name} | {seed} | {plan} | {best[2]:.4f} | {least:.4f} | {best[0]} of {fresh[-1][0]} | {steps} | {planned} | "
-                    f"{fresh[-1][1]:.1f} | {warm[-1][1]:.1f} |",
-                    flush=True,
-                )
+            reached = next((str(step) for step, _, loss in warm if loss <= best[2]), "not reached")
+            print(
+                f"| {name} | {seed} | {best[2]:.4f} | {_least(short):.4f} | {_least(warm):.4f} | {best[0]} of {planned} | "
+                f"{reached} of {warm[-1][0]} | {fresh[-1][1]:.1f} | {warm[-1][1]:.1f} |",
+                flush=True,
+            )
+
+
+def _least(points: list[tuple[int, float, float]]) -> float:
+    return min(loss for _, _, loss in points)
 
 
 if __name__ == "__main__":

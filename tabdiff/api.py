@@ -25,6 +25,7 @@ from tabdiff.model import Model
 from tabdiff.nn.assemble import build_denoiser, build_score, scored_by_network
 from tabdiff.nn.calibrate import Part, calibrate, turns
 from tabdiff.nn.denoiser import Denoiser
+from tabdiff.nn.processes import joined
 from tabdiff.nn.programs import Step
 from tabdiff.nn.runtime import TorchRuntime, build_programs, resolve_device
 from tabdiff.nn.train import TrainEvent, train
@@ -45,7 +46,7 @@ def fit(
     on_event: Callable[[TrainEvent], None] | None = None,
     start_from: Model | None = None,
 ) -> Model:
-    """Fit a model of a table.
+    """Fit a model of a table. Under torchrun all processes share the work of training and return the same model.
 
     Args:
         frame: polars, pandas or Arrow table, one row per case. If a column has the role `label`, rows that it marks are
@@ -61,10 +62,10 @@ def fit(
         SchemaError: the table cannot be modelled. Lists every problem.
         ConfigError: two options contradict each other, or `start_from` has other columns or another network.
         TrainingError: the loss is not finite, or the checkpoint belongs to another fit.
-        RuntimeUnavailable: train.device=cuda without a CUDA device.
+        RuntimeUnavailable: train.device=cuda without a CUDA device, or torchrun's processes cannot meet.
     """
     config = config or FitConfig()
-    with _threads(config.train.threads):
+    with _threads(config.train.threads), joined(config.train.device):
         return _fit(frame, config, overrides, checkpoint, on_event, start_from)
 
 

@@ -122,12 +122,12 @@ def test_a_fit_that_begins_with_a_model_needs_fewer_steps() -> None:
     assert warm.score(table.head(20)).score.shape == (20,)
 
 
-def test_a_quarter_of_the_steps_is_planned() -> None:
+def test_half_of_the_steps_are_planned() -> None:
     options = config(train={"time_limit": 1e-9, "evaluate_every": 1}, score={"kernel_rows": 50})
     table, steps = make_mixed_table(100), []
     earlier = tabdiff.fit(table, options, on_event=lambda event: steps.append(event.steps))
     tabdiff.fit(table, options, start_from=earlier, on_event=lambda event: steps.append(event.steps))
-    assert steps == [600, 150]
+    assert steps == [600, 300]
 
 
 def test_what_differs_is_said(small_model: tabdiff.Model) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,6 +50,9 @@ def fit(
     query: QueryOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that was cut off.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away a fit that was cut off.")] = False,
+    start_from: Annotated[
+        Path | None, typer.Option("--start-from", metavar="MODEL_DIR", help="Begin with the weights of this model.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> Outcome:
     """Fit a model of a table and write it as a folder."""
@@ -59,9 +63,15 @@ def fit(
     overrides = read_overrides(columns) if columns else None
     files().check_model_folder(out)
     frame = read_table(data, query)
-    checkpoint = _checkpoint(out, resume=resume, restart=restart)
-    with _resumable(checkpoint), progress("fitting") as on_event:
-        model = api().fit(frame, options, overrides=overrides, checkpoint=checkpoint, on_event=on_event)
+    start = load_model(start_from) if start_from else None
+    first = os.environ.get("RANK", "0") == "0"  # under torchrun, one process tells and writes
+    checkpoint = _checkpoint(out, resume=resume, restart=restart) if first else _checkpoint_of(out)
+    with _resumable(checkpoint), progress("fitting") if first else nullcontext() as on_event:
+        model = api().fit(
+            frame, options, overrides=overrides, checkpoint=checkpoint, on_event=on_event, start_from=start
+        )
+        if not first:
+            raise typer.Exit
         model.save(out)
     shutil.rmtree(checkpoint, ignore_errors=True)
     return describe_fit(model, data, out)
@@ -104,9 +114,13 @@ def score(
     return describe_scores(model, scores, rule.label, out)
 
 
+def _checkpoint_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.checkpoint")
+
+
 def _checkpoint(out: Path, *, resume: bool, restart: bool) -> Path:
     """Where the state of the fit is kept; whatever is there already needs a decision."""
-    folder = out.with_name(f"{out.name}.checkpoint")
+    folder = _checkpoint_of(out)
     if resume and restart:
         raise ConfigError("--resume goes on with a fit, --restart throws it away; got both. Leave one of them out.")
     if folder.exists() and restart:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tabdiff.layout import Layout
 from tabdiff.nn.process import MixedProcess
+from tabdiff.nn.processes import Dropout
 
 _HARMONICS = 16  # of what is learned along the states of a number
 _FREEDOM = 0.3  # how fast a state of a number departs from its neighbours, 1 as fast as a plain category
@@ -35,7 +36,7 @@ class ResidualBlock(nn.Module):
         self.modulate = nn.Linear(_LEVEL_WIDTH, 2 * width) if modulated else None
         self.expand = nn.Linear(width, width)
         self.contract = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         # A block starts as the identity, so depth costs nothing at the start of training.
         nn.init.zeros_(self.contract.weight)
         nn.init.zeros_(self.contract.bias)

@@ -51,7 +51,7 @@ def begin_with(denoiser: Denoiser, codec: Codec, old: Denoiser, old_codec: Codec
             denoiser.read.weight[:, numbers] = (read[:, old_numbers] @ turn).to(denoiser.mean.device)
             denoiser.write.weight[numbers] = (turn.T @ write[old_numbers]).to(denoiser.mean.device)
             denoiser.write.bias[numbers] = (turn.T @ bias[old_numbers]).to(denoiser.mean.device)
-            shown = read[:, old_slots:].unflatten(1, (2, count)) @ place
+            shown = read[:, old_slots:].reshape(-1, 2, count) @ place
             denoiser.read.weight[:, slots:] = shown.flatten(1).to(denoiser.mean.device)
         denoiser.read.bias.copy_(old.read.bias)
         denoiser.blocks.load_state_dict(old.blocks.state_dict())

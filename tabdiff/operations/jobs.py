@@ -72,7 +72,7 @@ class TrainJob(_Job):
     )
     warm_start: bool = Field(
         True,
-        description="begin with the champion's weights if columns and network are the same; about a quarter of the steps",
+        description="begin with the champion's weights if columns and network are the same; half of the steps are planned then",
     )
     promote: Literal["auto", "ask", "never"] = Field(
         "auto", description="auto: by the rule of docs/workspace.md; ask: leave an event; never: only train and compare"
