@@ -20,7 +20,7 @@ from tabdiff.store.spec import SourceSpec
 class TableReader(GrowingReader):
     """A table or view whose rows are told apart by a column that only grows."""
 
-    def __post_init__(self) -> None:
+    def _open(self) -> None:
         with _connected(self.spec) as connection:
             self.table, self.column = _reflect(connection, self.spec)
             kind = _kind(connection, self.column, self.spec)
