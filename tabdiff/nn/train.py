@@ -37,6 +37,7 @@ from tabdiff.nn.processes import Dropout, add_up, agreed, place, share
 _EPOCHS = 30  # how often each row is seen; conditional distributions overfit after that
 _LEAST_STEPS = 600  # but a small table needs more
 _LEARNED_STEPS = 0.5  # of the planned steps, for a network that begins with the weights of another
+_LEARNED_RATE = 0.5  # of the learning rate; the full one throws away what a small table has taught it
 _HELD_OUT_ROWS = 2048
 _PROGRESS = ("step", "steps", "best", "worse", "elapsed", "finished", "identity")
 _COMPUTE = 1.6e12  # floating-point operations of the default budget; about 40 s of one core of 2020
@@ -90,7 +91,7 @@ def train(
         held_out, held_out_present: windows for the early stop.
         checkpoint: folder that is replaced at every evaluation and read at the start if it exists.
         identity: names the table and options that made `x`; a checkpoint of another identity is refused.
-        learned: the denoiser has weights worth keeping; without a number of steps in `config` it is trained for half of them.
+        learned: the denoiser has weights worth keeping; it is trained at half the rate, for half the steps unless `config` says how many.
 
     Raises:
         TrainingError: the loss is not finite, the checkpoint is of another fit, or there are more processes than rows of a batch.
@@ -104,7 +105,7 @@ def train(
             f"{planned_batch(config, len(x))}. Start fewer, or raise train.batch_size."
         )
     denoiser.unfold(keep=learned)
-    state = _State.create(denoiser, config, steps, planned_batch(config, len(x)), identity)
+    state = _State.create(denoiser, config, steps, planned_batch(config, len(x)), identity, learned)
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint)
         if state.finished:
@@ -169,6 +170,7 @@ class _State:
     steps: int
     batch: int
     identity: str
+    learned: bool = False
     step: int = 0
     best: float = math.inf
     worse: int = 0
@@ -176,7 +178,9 @@ class _State:
     finished: str | None = None
 
     @classmethod
-    def create(cls, denoiser: Denoiser, config: TrainConfig, steps: int, batch: int, identity: str) -> _State:
+    def create(
+        cls, denoiser: Denoiser, config: TrainConfig, steps: int, batch: int, identity: str, learned: bool
+    ) -> _State:
         uncertainty = Uncertainty(max(1, denoiser.mean.numel())).to(denoiser.mean.device)
         parameters = [*denoiser.parameters(), *uncertainty.parameters()]
         optimizer = torch.optim.AdamW(
@@ -187,13 +191,16 @@ class _State:
             fused=True,
         )
         weights = {name: value.detach().clone() for name, value in denoiser.state_dict().items()}
-        return cls(denoiser, uncertainty, optimizer, weights, copy.deepcopy(weights), config, steps, batch, identity)
+        return cls(
+            denoiser, uncertainty, optimizer, weights, copy.deepcopy(weights), config, steps, batch, identity, learned
+        )
 
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine to 0 over the planned steps."""
         config = self.config
         warm = min(1.0, (self.step + 1) / (min(config.warmup, self.steps // 10) + 1))
-        return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps)))
+        largest = config.learning_rate * (_LEARNED_RATE if self.learned else 1.0)
+        return largest * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps)))
 
     def event(self, loss: float, held_out: float, rate: float) -> TrainEvent:
         """What the caller is told."""
