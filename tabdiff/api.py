@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from tabdiff.nn.calibrate import Part, calibrate, turns
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.processes import joined
 from tabdiff.nn.programs import Step
-from tabdiff.nn.runtime import TorchRuntime, build_programs, resolve_device
+from tabdiff.nn.runtime import TorchRuntime, build_programs, resolve_device, threads
 from tabdiff.nn.train import TrainEvent, train
 from tabdiff.nn.transfer import begin_with
 from tabdiff.schema import Role, Schema
@@ -65,19 +64,10 @@ def fit(
         RuntimeUnavailable: train.device=cuda without a CUDA device, or torchrun's processes cannot meet.
     """
     config = config or FitConfig()
-    with _threads(config.train.threads), joined(config.train.device):
+    if config.series.time is not None:
+        raise ConfigError("series.time makes the table a series; got it for a model of a table. Use fit_series.")
+    with threads(config.train.threads), joined(config.train.device):
         return _fit(frame, config, overrides, checkpoint, on_event, start_from)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many CPU threads, and give it back what it had."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _fit(
@@ -172,7 +162,7 @@ def _learn(
     encoded, held_out = codec.encode(train_rows), codec.encode(held_out_rows)
 
     torch.manual_seed(config.train.seed)  # initial weights and dropout
-    denoiser = build_denoiser(codec.layout, encoded, config).to(resolve_device(config.train.device))
+    denoiser = build_denoiser(codec.layout, encoded.x[:, None], config).to(resolve_device(config.train.device))
     last = None
     if start_from is not None:
         begin_with(denoiser, codec, build_programs(start_from.bundle)[0].denoiser, start_from.codec)

@@ -6,6 +6,7 @@ rename. So a part is the same wherever and how often it is scored, and a worker 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import queue
@@ -77,8 +78,6 @@ class RayWorkers:
         fresh = 0
         before = total - sum(task.rows for task in tasks)
         with _cluster(self.address, self.count) as ray:
-            from ray.exceptions import RayError
-
             found = ray.data.from_items(
                 [asdict(task) for task in tasks], override_num_blocks=min(len(tasks), _MOST_BLOCKS)
             ).map_batches(
@@ -94,7 +93,7 @@ class RayWorkers:
                 for batch in _patiently(found.iter_batches(batch_size=None), self.patience):
                     fresh += int(sum(batch["rows"]))
                     on_event(PartEvent(before + fresh, total, fresh, time.monotonic() - started))
-            except RayError as error:
+            except ray.exceptions.RayError as error:
                 raise _ours(error) or RuntimeUnavailable(
                     f"the Ray workers failed ({str(error).strip().splitlines()[-1]}). Parts that are done are kept: use --resume."
                 ) from error
@@ -110,8 +109,8 @@ def _cluster(address: str | None, count: int) -> Iterator[Any]:
         # Ray's only way to stay on loopback; it would take 127.0.0.1 as an address for the one that others see.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
-        import ray
-        import ray.data
+        ray: Any = importlib.import_module("ray")
+        importlib.import_module("ray.data")
     except ImportError as error:
         raise RuntimeUnavailable(
             f"workers need Ray, which is not installed here ({error}). Run pip install 'tabdiff[ray]'."

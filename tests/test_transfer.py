@@ -29,7 +29,7 @@ def config(**options: object) -> FitConfig:
 
 def fresh(codec: Codec, frame: pl.DataFrame, options: FitConfig) -> Denoiser:
     torch.manual_seed(1)
-    return build_denoiser(codec.layout, codec.encode(frame), options).eval()
+    return build_denoiser(codec.layout, codec.encode(frame).x[:, None], options).eval()
 
 
 def shaken(denoiser: Denoiser) -> Denoiser:

@@ -242,18 +242,6 @@ class GrowingReader:
     rows: int
     findings: list[Finding] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        """Find the column and where its new rows end; a dataclass calls only what it has itself."""
-        self._open()
-
-    def _open(self) -> None:
-        """Look at the source; ends with `_growing`.
-
-        Raises:
-            SourceError: the source is not there, or its column is not one that grows.
-        """
-        raise NotImplementedError
-
     def _growing(self, where: str, column: str, kind: str, cure: str) -> None:
         """Begin at the stream's watermark.
 
@@ -289,10 +277,11 @@ class GrowingReader:
         raise NotImplementedError
 
 
+@dataclass
 class ColumnReader(GrowingReader):
     """Files whose rows are told apart by a column that only grows."""
 
-    def _open(self) -> None:
+    def __post_init__(self) -> None:
         assert self.spec.column is not None
         self.column = self.spec.column
         root = inside_roots(self.spec.root)
