@@ -61,9 +61,10 @@ def main() -> None:
     given = options.parse_args()
     tables = {path.stem: load(path) for path in given.files} or shipped()
     print(
-        "| table | seed | plan | loss fresh | loss warm | steps fresh | steps warm to reach it | planned | CPU-s fresh | CPU-s warm |"
+        "| table | seed | loss fresh | fresh, half the steps | warm, half the steps | best at step, fresh | warm is as good at | "
+        "CPU-s fresh | CPU-s warm |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, table in tables.items():
         for seed in given.seeds:
             order = np.random.default_rng(seed).permutation(table.height)[: given.rows]
