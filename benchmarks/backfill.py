@@ -77,10 +77,18 @@ def backfill(home: Path, url: str | None, parts: int, count: int) -> bool:
     numbers = pl.concat([pl.read_parquet(file, columns=["number"]) for file in files])["number"]
     lost, doubled = parts * count - numbers.n_unique(), numbers.len() - numbers.n_unique()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    early, late = (statistics.mean(spent["cpu"][part]) for part in (slice(None, parts // 10), slice(-parts // 10, None)))
-    print(f"{parts} parts x {count} rows on {'SQLite' if url is None else 'PostgreSQL'}: {result['rows']} rows, {result['flagged']} flagged")
-    print(f"  whole run          {wall:8.1f} s, {cpu:8.1f} CPU-s, {result['rows'] / cpu:8.0f} rows per CPU-s, peak {peak:.2f} GiB")
-    print(f"  commit of a part   {1e3 * statistics.mean(spent['wall']):8.1f} ms, {1e3 * statistics.mean(spent['cpu']):.1f} CPU-ms (first tenth {1e3 * early:.1f}, last {1e3 * late:.1f})")
+    early, late = (
+        statistics.mean(spent["cpu"][part]) for part in (slice(None, parts // 10), slice(-parts // 10, None))
+    )
+    print(
+        f"{parts} parts x {count} rows on {'SQLite' if url is None else 'PostgreSQL'}: {result['rows']} rows, {result['flagged']} flagged"
+    )
+    print(
+        f"  whole run          {wall:8.1f} s, {cpu:8.1f} CPU-s, {result['rows'] / cpu:8.0f} rows per CPU-s, peak {peak:.2f} GiB"
+    )
+    print(
+        f"  commit of a part   {1e3 * statistics.mean(spent['wall']):8.1f} ms, {1e3 * statistics.mean(spent['cpu']):.1f} CPU-ms (first tenth {1e3 * early:.1f}, last {1e3 * late:.1f})"
+    )
     print(f"  the rest of a part {1e3 * (cpu - sum(spent['cpu'])) / parts:8.1f} CPU-ms (listing, reading, scoring)")
     print(f"  a run with nothing new {again_wall:.2f} s, {again['rows']} rows")
     print(f"  rows lost {lost}, rows twice {doubled}")
@@ -97,7 +105,17 @@ def server(home: Path) -> Iterator[None]:
     os.environ |= {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_LOGGING_LEVEL": "ERROR"}
     os.environ |= {"PREFECT_HOME": str(home / "prefect"), "TABDIFF_HOME": str(home)}
     prepare(home)
-    call = [sys.executable, "-W", "ignore", "-c", "from tabdiff.cli import main; main()", "flows", "server", "--port", str(port)]
+    call = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        "from tabdiff.cli import main; main()",
+        "flows",
+        "server",
+        "--port",
+        str(port),
+    ]
     process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
@@ -123,12 +141,17 @@ def overhead(home: Path, times: int) -> None:
         score(job)  # the first run imports and connects
         found: dict[str, list[float]] = {"with Prefect": [], "without": []}
         for _ in range(times):
-            for name, run in (("with Prefect", lambda: score(job)), ("without", lambda: score_new(Workspace.open(), job))):
+            for name, run in (
+                ("with Prefect", lambda: score(job)),
+                ("without", lambda: score_new(Workspace.open(), job)),
+            ):
                 started = time.perf_counter()
                 run()
                 found[name].append(time.perf_counter() - started)
     for name, seconds in found.items():
-        print(f"  score, nothing new, {name:13} median {statistics.median(seconds):.2f} s, {min(seconds):.2f} to {max(seconds):.2f} s, {times} runs")
+        print(
+            f"  score, nothing new, {name:13} median {statistics.median(seconds):.2f} s, {min(seconds):.2f} to {max(seconds):.2f} s, {times} runs"
+        )
 
 
 def main() -> None:

@@ -192,6 +192,76 @@ def test_rows_above_the_watermark_are_scored(workspace: Workspace, data: Path) -
     assert scored_ids(workspace) == list(range(65))
 
 
+def test_late_rows_are_scored_once_by_the_rule(workspace: Workspace, data: Path) -> None:
+    options = {"location": str(data), "new": "column", "column": "items", "lateness": 0.0, "late_within": 10.0}
+    with pytest.raises(ConfigError, match="needs keys"):
+        workspace.sources.add("orders", **options)
+    workspace.sources.add("orders", **options, keys=("order_id",))
+
+    def append(first: int, values: list[int]) -> None:
+        frame = orders(len(values), first).with_columns(items=pl.Series(values))
+        frame.write_parquet(data / f"{len(list(data.iterdir()))}.parquet")
+
+    def look(**asked: object) -> tuple[int, int, int]:
+        found = score_new(workspace, job(**asked))
+        return found["rows"], found["late_scored"], found["late"]
+
+    append(0, list(range(30, 60)))
+    assert look() == (30, 0, 0)
+    # Above, just inside, on the edge of and far below what is still scored; one row has the key of another.
+    append(100, [61, 59, 52, 51, 49, 20])
+    append(0, [55])
+    assert look(rows_per_part=2) == (3, 2, 4)  # the watermark is 61 now: 52 and 59 are within 10 of it
+    assert look() == (0, 0, 4)
+    assert scored_ids(workspace) == sorted([*range(30), 100, 101, 102])
+    append(200, [58])
+    assert look() == (1, 1, 4)
+    stream = workspace.scores.stream(workspace.sources.get("orders")[0], "orders")
+    assert stream.watermark == {"kind": "int", "value": 61}
+    # Where retention has taken score files nobody can tell any more which rows they had.
+    workspace.database.write(
+        lambda connection: connection.exec_driver_sql("UPDATE partitions SET file = NULL WHERE unit = '(59,61]'")
+    )
+    append(300, [60])
+    assert look() == (0, 0, 5)
+
+
+def test_late_rows_of_a_table_are_scored_once(
+    workspace: Workspace, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.make_database()
+    monkeypatch.setenv("SHOP_URL", url)
+    start = datetime(2024, 1, 1)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE orders (order_id int, weight float, price numeric, discount float, items int, channel text, "
+            "express bool, ordered timestamp, rating int, remark text)"
+        )
+
+        def insert(first: int, hours: list[float]) -> None:
+            times = [start + timedelta(hours=hour) for hour in hours]
+            frame = orders(len(hours), first).with_columns(ordered=pl.Series(times))
+            with connection.cursor() as cursor:
+                cursor.executemany(f"INSERT INTO orders VALUES ({', '.join(['%s'] * 10)})", frame.rows())
+
+        insert(0, list(range(48)))
+        workspace.sources.add(
+            "orders",
+            location="env:SHOP_URL",
+            table="orders",
+            new="column",
+            column="ordered",
+            late_within=6 * 3600,
+            keys=("order_id",),
+        )
+        assert score_new(workspace, job())["rows"] == 48
+        insert(100, [46.5, 41.25, 12.0])
+        found = score_new(workspace, job())
+        assert (found["rows"], found["late_scored"], found["late"]) == (2, 2, 1)
+        assert score_new(workspace, job())["rows"] == 0
+    assert scored_ids(workspace) == [*range(48), 100, 101]
+
+
 def test_times_with_ties_are_never_cut(on_sqlite: Workspace, data: Path) -> None:
     append = growing_files(data, on_sqlite, "ordered", 0)
     start = datetime(2024, 1, 1)
@@ -428,9 +498,28 @@ def test_drift_statistics_agree_with_scipy() -> None:
 
 
 def test_options_are_checked() -> None:
-    for wrong in ({"source": "../x"}, {"fdr": 2}, {"unknown": 1}, {"fdr": 0.1, "contamination": 0.1}):
+    assert ScoreJob.of(source="a", model="b", alerts_per_day=3, rows_per_day=500).rule["alerts_per_day"] == 3
+    for wrong in (
+        {"rows_per_day": 5},
+        {"fdr": 0.1, "alerts_per_day": 3},
+        {"source": "../x"},
+        {"fdr": 2},
+        {"unknown": 1},
+        {"fdr": 0.1, "contamination": 0.1},
+    ):
         with pytest.raises(ConfigError, match="cannot be used"):
             ScoreJob.of(**{"source": "a", "model": "b", **wrong})
+
+
+def test_alerts_a_day_are_a_limit_of_the_score(on_sqlite: Workspace, data: Path) -> None:
+    on_sqlite.sources.add("orders", location=str(data))
+    orders(400, 0, seed=21).write_parquet(data / "a.parquet")
+    some = score_new(on_sqlite, job(contamination=None, alerts_per_day=20, rows_per_day=400))
+    (part,) = on_sqlite.scores.partitions()
+    scores = pl.read_parquet(part["file"])
+    assert some["flagged"] == scores["flagged"].sum()
+    assert 2 <= some["flagged"] <= 60  # about 20 of 400 normal rows
+    assert scores.filter("flagged")["score"].min() > scores.filter(~pl.col("flagged"))["score"].max()  # type: ignore[operator]
 
 
 def test_without_a_champion_nothing_is_scored(tmp_path: Path) -> None:
