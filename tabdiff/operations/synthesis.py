@@ -110,5 +110,6 @@ def _report(
     }
     short |= {"failed_checks": [f"{check.column}: {check.rule}; {check.found}" for check in found.failures]}
     full = found.to_json()
+    short["figures"] = full["figures"]
     short |= {name: full[name] for name in ("real_rows", "holdout_rows", "holdout_given", "detector_interval")}
     return short, report_page(found, real, judged, model.schema), {"evaluation": full}
