@@ -62,6 +62,17 @@ class RayWorkers:
     address: str | None = None
     patience: float = 600.0
 
+    def __post_init__(self) -> None:
+        """Refuse what would hang, before anything is begun.
+
+        Raises:
+            ConfigError: there is no worker, or no CPU left beside them.
+        """
+        if self.count < 1:
+            raise ConfigError(f"workers must be at least 1; got {self.count}.")
+        if self.address is None:
+            _spare(self.count, os.cpu_count() or 2)
+
     def __call__(self, tasks: Sequence[Task], source: str | Path, on_event: Callable[[PartEvent], None]) -> None:
         """Make the parts of some tasks.
 
@@ -72,8 +83,6 @@ class RayWorkers:
         """
         if not tasks:
             return
-        if self.count < 1:
-            raise ConfigError(f"workers must be at least 1; got {self.count}.")
         started, total = time.monotonic(), tasks[0].total
         fresh = 0
         before = total - sum(task.rows for task in tasks)
@@ -99,6 +108,14 @@ class RayWorkers:
                 ) from error
 
 
+def _spare(count: int, cpus: int) -> None:
+    if count > max(1, cpus - 1):
+        raise ConfigError(
+            f"workers must leave a CPU to those that read, or all of them wait for ever; got {count} of {cpus}. "
+            f"Use at most {max(1, cpus - 1)}."
+        )
+
+
 @contextmanager
 def _cluster(address: str | None, count: int) -> Iterator[Any]:
     """Ray with a token, without its dashboard, on loopback if it is ours."""
@@ -117,12 +134,6 @@ def _cluster(address: str | None, count: int) -> Iterator[Any]:
         ) from error
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": True, "logging_level": "ERROR"}
     if address is None:
-        spare = max(1, (os.cpu_count() or 2) - 1)
-        if count > spare:
-            raise ConfigError(
-                f"workers must leave a CPU to those that read, or all of them wait for ever; got {count} of {os.cpu_count()}. "
-                f"Use at most {spare}."
-            )
         # One CPU more than there are workers, whatever the machine has.
         own = {"num_cpus": count + 1, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
         ray.init(**own, **quiet)
@@ -134,12 +145,7 @@ def _cluster(address: str | None, count: int) -> Iterator[Any]:
                 f"the Ray cluster at {address!r} does not answer ({error}). Check the address and RAY_AUTH_TOKEN_PATH."
             ) from error
     try:
-        cpus = ray.cluster_resources().get("CPU", 0)
-        if cpus <= count:
-            raise ConfigError(
-                f"workers must leave a CPU to those that read, or all of them wait for ever; got {count} of {cpus:g}. "
-                f"Use at most {max(1, int(cpus) - 1)}."
-            )
+        _spare(count, int(ray.cluster_resources().get("CPU", 0)))
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)

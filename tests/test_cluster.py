@@ -11,9 +11,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from typer.testing import CliRunner
 
 import tabdiff
 from tabdiff import cluster
+from tabdiff.cli import app
 from tabdiff.cluster import RayWorkers
 from tabdiff.errors import ConfigError, RuntimeUnavailable
 from tabdiff.streaming import Task, score_file
@@ -115,12 +117,24 @@ def workers(folder: Path, **options: object) -> RayWorkers:
 
 
 def test_workers_never_take_every_cpu(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    task = Task(0, 10, 10, str(tmp_path / "part.parquet"))
     with pytest.raises(ConfigError, match="must leave a CPU"):
-        workers(tmp_path, count=os.cpu_count() or 1)([task], tmp_path, print)
+        workers(tmp_path, count=max(2, os.cpu_count() or 1))
     with pytest.raises(ConfigError, match="at least 1"):
-        workers(tmp_path, count=0)([task], tmp_path, print)
+        workers(tmp_path, count=0)
+
+
+def test_the_command_hands_parts_to_workers(small_bundle: Path, tmp_path: Path) -> None:
+    make_mixed_table(20).write_parquet(tmp_path / "a.parquet")
+    call = ["score", str(small_bundle), str(tmp_path / "a.parquet"), "--out", str(tmp_path / "scores.parquet")]
+    for options, message in (
+        (["--ray", str(max(2, os.cpu_count() or 1))], "must leave a CPU"),
+        (["--ray", "1", "--no-stream"], "part by part"),
+        (["--ray-address", "10.0.0.1:6379"], "goes with --ray"),
+    ):
+        done = CliRunner().invoke(app, [*call, *options])
+        assert done.exit_code == 1
+        assert message in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet"]  # nothing was begun
 
 
 def test_without_ray_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from tabdiff.commands.common import (
     load_model,
     read_table,
 )
-from tabdiff.commands.streams import RestartPartsOption, ResumePartsOption, StreamOption
+from tabdiff.commands.streams import RayAddressOption, RayOption, RestartPartsOption, ResumePartsOption, StreamOption
 from tabdiff.errors import ConfigError, TabdiffWarning, TrainingError
 from tabdiff.terminal import Outcome, describe_fit, describe_scores, progress
 
@@ -95,6 +95,8 @@ def score(
     stream: StreamOption = None,
     resume: ResumePartsOption = False,
     restart: RestartPartsOption = False,
+    ray: RayOption = None,
+    ray_address: RayAddressOption = None,
     as_json: JsonOption = False,
 ) -> Outcome:
     """Score every row: how abnormal, which columns say so, what they should have been."""
@@ -106,8 +108,11 @@ def score(
     model = load_model(model_dir)
     asked = {"fdr": fdr, "contamination": contamination, "alerts_per_day": alerts_per_day, "rows_per_day": rows_per_day}
     rule = model.rule(**asked)  # a rule that does not work is told of before the table is read
-    if streams.score_in_parts(data, query, out, stream=stream, resume=resume, restart=restart):
-        return streams.score(model, data, out, rule, resume=resume)
+    workers = streams.workers(model_dir, model, ray, ray_address, stream)
+    if streams.score_in_parts(
+        data, query, out, stream=stream if workers is None else True, resume=resume, restart=restart
+    ):
+        return streams.score(model, data, out, rule, resume=resume, workers=workers)
     frame = read_table(data, query)
     scores = model.score(frame, **asked)
     files().write(_joinable(scores.to_frame(), model, frame), out)
