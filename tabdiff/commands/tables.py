@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tabdiff.commands import series as of_series
 from tabdiff.commands import streams
 from tabdiff.commands.common import (
     DataArgument,
@@ -23,6 +26,7 @@ from tabdiff.commands.common import (
     files,
     load_model,
     read_table,
+    series_api,
 )
 from tabdiff.commands.streams import RayAddressOption, RayOption, RestartPartsOption, ResumePartsOption, StreamOption
 from tabdiff.errors import ConfigError, TabdiffWarning, TrainingError
@@ -47,6 +51,12 @@ def fit(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in train.steps=2000.")
     ] = None,
     columns: Annotated[Path | None, typer.Option("--columns", help="Kinds and roles of columns, as TOML.")] = None,
+    time: Annotated[
+        str | None, typer.Option("--time", metavar="COLUMN", help="Column of times: the table is a sensor series.")
+    ] = None,
+    entity: Annotated[
+        str | None, typer.Option("--entity", metavar="COLUMN", help="Column that tells machines of a series apart.")
+    ] = None,
     query: QueryOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that was cut off.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away a fit that was cut off.")] = False,
@@ -55,26 +65,31 @@ def fit(
     ] = None,
     as_json: JsonOption = False,
 ) -> Outcome:
-    """Fit a model of a table and write it as a folder."""
+    """Fit a model of a table, or of sensor series, and write it as a folder."""
     from tabdiff.config import parse_fit_config
     from tabdiff.schema import read_overrides
 
-    options = parse_fit_config(config, settings or ())
+    series = [f"series.{name}={json.dumps(value)}" for name, value in (("time", time), ("entity", entity)) if value]
+    options = parse_fit_config(config, [*(settings or ()), *series])
     overrides = read_overrides(columns) if columns else None
     files().check_model_folder(out)
     frame = read_table(data, query)
-    start = load_model(start_from) if start_from else None
     first = os.environ.get("RANK", "0") == "0"  # under torchrun, one process tells and writes
+    fit: Callable[..., Any] = api().fit
+    if options.series.time is not None:
+        if start_from is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("a model of a series begins at random, in one process; got --start-from or torchrun.")
+        fit = series_api().fit_series
+    elif start_from is not None:
+        fit = partial(fit, start_from=load_model(start_from))
     checkpoint = _checkpoint(out, resume=resume, restart=restart) if first else _checkpoint_of(out)
     with _resumable(checkpoint), progress("fitting") if first else nullcontext() as on_event:
-        model = api().fit(
-            frame, options, overrides=overrides, checkpoint=checkpoint, on_event=on_event, start_from=start
-        )
+        model = fit(frame, options, overrides=overrides, checkpoint=checkpoint, on_event=on_event)
         if not first:
             raise typer.Exit
         model.save(out)
     shutil.rmtree(checkpoint, ignore_errors=True)
-    return describe_fit(model, data, out)
+    return describe_fit(model, data, out) if options.series.time is None else of_series.describe_fit(model, out)
 
 
 def score(
@@ -91,6 +106,9 @@ def score(
         float | None,
         typer.Option("--rows-per-day", help="Rows scored a day; if not given, as in the training table."),
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Of a series: draw sensors, scores and events as .png or .svg.")
+    ] = None,
     query: QueryOption = None,
     stream: StreamOption = None,
     resume: ResumePartsOption = False,
@@ -99,14 +117,21 @@ def score(
     ray_address: RayAddressOption = None,
     as_json: JsonOption = False,
 ) -> Outcome:
-    """Score every row: how abnormal, which columns say so, what they should have been."""
+    """Score every row: how abnormal, which columns say so, what they should have been. Of a series: places and events."""
     options = {"--fdr": fdr, "--contamination": contamination, "--alerts-per-day": alerts_per_day}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise ConfigError(f"one rule sets the flags; got {' and '.join(given)}. Leave one of them in.")
     files().check_table_file(out)
-    model = load_model(model_dir)
+    from tabdiff.loading import load_any
+    from tabdiff.model import Model
+
+    model = load_any(model_dir)
     asked = {"fdr": fdr, "contamination": contamination, "alerts_per_day": alerts_per_day, "rows_per_day": rows_per_day}
+    if not isinstance(model, Model):
+        return of_series.score(model, read_table(data, query), out, picture, asked)
+    if picture is not None:
+        raise ConfigError("--picture draws a series; this is the model of a table. Leave it out.")
     rule = model.rule(**asked)  # a rule that does not work is told of before the table is read
     workers = streams.workers(model_dir, model, ray, ray_address, stream)
     if streams.score_in_parts(
