@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tabdiff.layout import Layout
 from tabdiff.nn.process import MixedProcess
+from tabdiff.nn.processes import Dropout
 
 _HARMONICS = 16  # of what is learned along the states of a number
 _FREEDOM = 0.3  # how fast a state of a number departs from its neighbours, 1 as fast as a plain category
@@ -35,7 +36,7 @@ class ResidualBlock(nn.Module):
         self.modulate = nn.Linear(_LEVEL_WIDTH, 2 * width) if modulated else None
         self.expand = nn.Linear(width, width)
         self.contract = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         # A block starts as the identity, so depth costs nothing at the start of training.
         nn.init.zeros_(self.contract.weight)
         nn.init.zeros_(self.contract.bias)
@@ -79,6 +80,15 @@ class Smooth(nn.Module):
         self.register_buffer("freedom", freedom, persistent=False)
         self.own = nn.Parameter(scale * torch.randn(length * layout.model_width, width))
         self.along = nn.Parameter(scale * torch.randn(self.cosines.shape[1], width))
+
+    @torch.no_grad()
+    def begin_with(self, weights: Float[Tensor, "w h"]) -> None:
+        """Be these weights: of all ways to share them out, the one with the smallest parts."""
+        cosines, freedom = self.cosines.double(), self.freedom.double()
+        total = cosines @ cosines.T + torch.diag(freedom[:, 0] ** 2)
+        solved = torch.linalg.solve(total, weights.double())
+        self.own.copy_(freedom * solved)
+        self.along.copy_(cosines.T @ solved)
 
     def forward(self) -> Float[Tensor, "w h"]:
         """The weights."""
@@ -143,8 +153,8 @@ class Denoiser(nn.Module):
         # While it is trained, weights along the states of a number are a sum of two; `fold` ends that.
         self.smooth: nn.ModuleDict | None = None
 
-    def unfold(self) -> None:
-        """Share what is learned between neighbouring states of a number from now on; a fresh network only."""
+    def unfold(self, *, keep: bool = False) -> None:
+        """Share what is learned between neighbouring states of a number from now on; with `keep` the function stays the same."""
         layout, width = self.process.layout, self.read.out_features
         if any(unit.places for unit in layout.units):
             scale = (self.length * len(layout.units)) ** -0.5
@@ -153,6 +163,9 @@ class Denoiser(nn.Module):
                 "write": Smooth(layout, self.length, width, 0.0),
             }
             self.smooth = nn.ModuleDict(parts).to(self.mean.device)
+            if keep:
+                parts["read"].begin_with(self.read.weight[:, : self.write.out_features].T)
+                parts["write"].begin_with(self.write.weight)
 
     def fold(self) -> None:
         """Make the shared weights plain ones; the function stays the same."""

@@ -43,15 +43,30 @@ class ScoreJob(_Job):
     model: str = Field(pattern=_NAME, description="model whose champion scores")
     fdr: float | None = Field(None, gt=0, lt=1, description="flag so that about this share of flags is false")
     contamination: float | None = Field(None, gt=0, lt=1, description="flag this share of the rows of each part")
+    alerts_per_day: float | None = Field(
+        None, gt=0, description="flag above the score that normal rows pass so often a day"
+    )
+    rows_per_day: float | None = Field(
+        None, gt=0, description="rows that come in a day, for alerts_per_day; as in the fit if not given"
+    )
     rows_per_part: int = Field(100_000, ge=1, le=10_000_000, description="rows scored, flagged and committed together")
     max_parts: int = Field(1000, ge=1, description="parts of one run; the rest is left to the next")
     max_alerts: int = Field(1000, ge=0, le=100_000, description="alerts kept of one part, highest scores first")
 
     @model_validator(mode="after")
     def _one_rule(self) -> ScoreJob:
-        if self.fdr is not None and self.contamination is not None:
-            raise ValueError("one rule sets the flags: leave fdr or contamination out")
+        rules = [name for name in ("fdr", "contamination", "alerts_per_day") if getattr(self, name) is not None]
+        if len(rules) > 1:
+            raise ValueError(f"one rule sets the flags: leave {' or '.join(rules)} out")
+        if self.rows_per_day is not None and rules != ["alerts_per_day"]:
+            raise ValueError("rows_per_day goes with alerts_per_day")
         return self
+
+    @property
+    def rule(self) -> dict[str, float | None]:
+        """What `Model.score` is told."""
+        names = ("fdr", "contamination", "alerts_per_day", "rows_per_day")
+        return {name: getattr(self, name) for name in names}
 
 
 class TrainJob(_Job):
@@ -69,6 +84,10 @@ class TrainJob(_Job):
         gt=0,
         le=0.5,
         description="rows that no version trains on, chosen by a hash of the row; at most 5,000 of them judge",
+    )
+    warm_start: bool = Field(
+        True,
+        description="begin with the champion's weights if columns and network are the same; half of the steps are planned then",
     )
     promote: Literal["auto", "ask", "never"] = Field(
         "auto", description="auto: by the rule of docs/workspace.md; ask: leave an event; never: only train and compare"
