@@ -1,0 +1,10 @@
+"""Anomalies."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard.state import page
+
+with page("Anomalies"):
+    st.info("This page is being built.")

@@ -1,0 +1,10 @@
+"""Data."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard.state import page
+
+with page("Data"):
+    st.info("This page is being built.")

@@ -1,0 +1,10 @@
+"""Models."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard.state import page
+
+with page("Models"):
+    st.info("This page is being built.")

@@ -1,0 +1,10 @@
+"""Overview."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard.state import page
+
+with page("Overview"):
+    st.info("This page is being built.")

@@ -1,0 +1,10 @@
+"""Synthesize."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard.state import page
+
+with page("Synthesize"):
+    st.info("This page is being built.")
