@@ -99,7 +99,11 @@ def tell(alerts: Sequence[Mapping[str, Any]], *, alike: float = _ALIKE) -> list[
     for alert in alerts:
         own = signature(alert)
         near = max(
-            ((likeness(own, story.center), index) for index, (model, story) in enumerate(stories) if model == alert["model"]),
+            (
+                (likeness(own, story.center), index)
+                for index, (model, story) in enumerate(stories)
+                if model == alert["model"]
+            ),
             default=(0.0, -1),
         )
         if near[0] < alike:
@@ -109,7 +113,9 @@ def tell(alerts: Sequence[Mapping[str, Any]], *, alike: float = _ALIKE) -> list[
     return sorted((story for _, story in stories), key=lambda story: -len(story.alerts))
 
 
-def similar(alert: Mapping[str, Any], others: Sequence[Mapping[str, Any]], count: int = 5) -> list[tuple[float, Mapping[str, Any]]]:
+def similar(
+    alert: Mapping[str, Any], others: Sequence[Mapping[str, Any]], count: int = 5
+) -> list[tuple[float, Mapping[str, Any]]]:
     """The alerts most like one, with their likeness; those that have nothing in common with it are left out."""
     own = signature(alert)
     found = [(likeness(own, signature(other)), other) for other in others if other["id"] != alert["id"]]

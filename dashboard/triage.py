@@ -107,7 +107,13 @@ STATES = {
     "never scored": "○ never scored",
     "fine": "● fine",
 }
-_VERDICTS = {"schema changed": "failing", "drifted": "drifting", "stale": "stale", "odd rows": "odd rows", "alerts up": "odd rows"}
+_VERDICTS = {
+    "schema changed": "failing",
+    "drifted": "drifting",
+    "stale": "stale",
+    "odd rows": "odd rows",
+    "alerts up": "odd rows",
+}
 
 
 @cached()

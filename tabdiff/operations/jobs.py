@@ -93,16 +93,42 @@ class TrainJob(_Job):
     )
 
 
+class Between(BaseModel):
+    """A range of numbers or dates, ends included; null for no end."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low: float | str | None = Field(None, description="smallest value; a date as text")
+    high: float | str | None = Field(None, description="largest value")
+
+
+Cell = str | int | float | bool
+
+
 class SynthesizeJob(_Job):
     """Draw a synthetic table and report how good it is."""
 
-    model: str = Field(pattern=_NAME, description="model whose champion draws")
+    model: str = Field(pattern=_NAME, description="model that draws")
+    version: int | None = Field(None, ge=1, description="which version; the champion if not given")
     rows: int = Field(1000, ge=1, le=10_000_000, description="rows to draw")
-    given: dict[str, str | int | float | bool | None] = Field(
-        {}, description="values that every row has; null: missing"
+    given: dict[str, Cell | Between | list[Cell] | None] = Field(
+        {}, description="what every row has: a value (null: missing), {low, high}, or a list to choose from"
+    )
+    balance: list[str] | dict[str, dict[str, float]] = Field(
+        [], description="columns whose values shall be equally frequent; or a column with the share of each value"
+    )
+    constraints: list[dict[str, Any]] | None = Field(
+        None, description="rules to obey (docs/synthesis.md) in place of those of the model"
     )
     seed: int = Field(0, ge=0, description="the same seed gives the same rows")
     sample: SampleConfig = Field(SampleConfig(), description="sampler and steps")  # type: ignore[call-arg]
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What is given as `Model.sample` takes it."""
+        return {
+            name: (value.low, value.high) if isinstance(value, Between) else value for name, value in self.given.items()
+        }
 
 
 class MonitorJob(_Job):

@@ -111,6 +111,18 @@ class Workspace:
                 continue
         return found
 
+    def synthetics(self, limit: int = 50, model: str | None = None) -> list[dict[str, Any]]:
+        """Synthetic sets, newest first, each with its model's name and version and the path of its folder (None: removed by gc)."""
+        query = (
+            sa.select(t.synthetics, t.models.c.name.label("model"), t.models.c.version)
+            .join(t.models, t.models.c.id == t.synthetics.c.model_id)
+            .where(*([t.models.c.name == model] if model else []))
+            .order_by(t.synthetics.c.id.desc())
+            .limit(limit)
+        )
+        found = as_dicts(self.database.read(lambda connection: connection.execute(query).all()))
+        return [{**row, "folder": str(self.home / row["folder"]) if row["folder"] else None} for row in found]
+
     def add_report(self, stream: Stream, verdict: str, detail: dict[str, Any], *, run_id: int | None = None) -> None:
         """Record what the monitor found."""
         values = {"stream_id": stream.id, "verdict": verdict, "detail": detail, "run_id": run_id, "created": now()}
