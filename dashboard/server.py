@@ -7,6 +7,7 @@ from pathlib import Path
 import streamlit as st
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from streamlit.runtime.pages_manager import PagesManager
 from streamlit.web.server.starlette.starlette_websocket import is_host_allowed
 
 _HEADERS = {
@@ -45,4 +46,7 @@ class Guard:
         await self.app(scope, receive, answer)
 
 
+# A folder named pages makes Streamlit run a page's file by itself when its address is opened first. Ours run inside app.py only,
+# which asks who is there; every page asks again.
+PagesManager.uses_pages_directory = False
 app = st.App(Path(__file__).parent / "app.py", middleware=[Middleware(Guard)])
