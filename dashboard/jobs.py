@@ -103,6 +103,13 @@ class Jobs:
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
 
+    def close(self) -> None:
+        """Close the connections; the next question opens new ones."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+            self._client = None
+
     # ------------------------------------------------------------------------------------------------ is it there?
 
     def trouble(self) -> str:
