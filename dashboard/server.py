@@ -7,6 +7,7 @@ from pathlib import Path
 import streamlit as st
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from streamlit.runtime.pages_manager import PagesManager
 from streamlit.web.server.starlette.starlette_websocket import is_host_allowed
 
 _HEADERS = {
@@ -45,4 +46,7 @@ class Guard:
         await self.app(scope, receive, answer)
 
 
+# Until a script has called st.navigation, Streamlit runs the files of a folder "pages" as pages of their own, without app.py and so
+# without asking who it is. A test opens a page of a fresh server by its address.
+PagesManager.uses_pages_directory = False
 app = st.App(Path(__file__).parent / "app.py", middleware=[Middleware(Guard)])
