@@ -1,4 +1,4 @@
-"""One diffusion model of a table: anomaly scores with reasons, and synthetic rows.
+"""One diffusion model of a table or of sensor series: anomaly scores with reasons, and synthetic rows.
 
 >>> import tabdiff
 >>> model = tabdiff.fit(frame)                # doctest: +SKIP
@@ -27,9 +27,11 @@ from tabdiff.errors import (
 if TYPE_CHECKING:
     from tabdiff.api import fit
     from tabdiff.config import FitConfig, SampleConfig
-    from tabdiff.loading import load
+    from tabdiff.loading import load, load_series
     from tabdiff.model import Model
     from tabdiff.schema import Schema
+    from tabdiff.series_fit import fit_series
+    from tabdiff.series_model import SeriesModel
 
 __all__ = [
     "BundleError",
@@ -40,6 +42,7 @@ __all__ = [
     "SampleConfig",
     "Schema",
     "SchemaError",
+    "SeriesModel",
     "SourceError",
     "StoreError",
     "SynthesisError",
@@ -47,16 +50,21 @@ __all__ = [
     "TabdiffWarning",
     "TrainingError",
     "fit",
+    "fit_series",
     "load",
+    "load_series",
 ]
 
 # torch takes seconds to import and polars half a second; only those who use them wait.
 _LAZY = {
     "fit": "api",
+    "fit_series": "series_fit",
     "load": "loading",
+    "load_series": "loading",
     "FitConfig": "config",
     "SampleConfig": "config",
     "Model": "model",
+    "SeriesModel": "series_model",
     "Schema": "schema",
 }
 

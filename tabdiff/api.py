@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from tabdiff.nn.assemble import build_denoiser, build_score, scored_by_network
 from tabdiff.nn.calibrate import Part, calibrate, turns
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.programs import Step
-from tabdiff.nn.runtime import TorchRuntime, resolve_device
+from tabdiff.nn.runtime import TorchRuntime, resolve_device, threads
 from tabdiff.nn.train import TrainEvent, train
 from tabdiff.schema import Role, Schema
 
@@ -60,19 +59,10 @@ def fit(
         RuntimeUnavailable: train.device=cuda without a CUDA device.
     """
     config = config or FitConfig()
-    with _threads(config.train.threads):
+    if config.series.time is not None:
+        raise ConfigError("series.time makes the table a series; got it for a model of a table. Use fit_series.")
+    with threads(config.train.threads):
         return _fit(frame, config, overrides, checkpoint, on_event)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many CPU threads, and give it back what it had."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _fit(
@@ -156,7 +146,7 @@ def _learn(
     encoded, held_out = codec.encode(train_rows), codec.encode(held_out_rows)
 
     torch.manual_seed(config.train.seed)  # initial weights and dropout
-    denoiser = build_denoiser(codec.layout, encoded, config).to(resolve_device(config.train.device))
+    denoiser = build_denoiser(codec.layout, encoded.x[:, None], config).to(resolve_device(config.train.device))
     last = None
     events = train(
         denoiser,

@@ -152,6 +152,48 @@ class ScoreConfig(_Options):
         return {name: value for name, value in rules.items() if value is not None}
 
 
+class SeriesConfig(_Options):
+    """Sensor series: rows in order of time, judged in windows. Without `time` a table is a table."""
+
+    time: str | None = Field(None, description="column of times; with it the table is a series")
+    entity: str | None = Field(
+        None, description="column that tells machines apart; each is a recording of its own, one model for all"
+    )
+    sensor: str | None = Field(
+        None, description="of a table with one reading a row: the column that names the sensor ..."
+    )
+    value: str | None = Field(None, description="... and the one with its value")
+    interval: float | None = Field(
+        None,
+        gt=0,
+        description="seconds between places (steps, if times are whole numbers); found in the times if not given",
+    )
+    time_zone: str | None = Field(None, description="of times without one, as in Europe/Berlin; UTC if not given")
+    duplicates: Literal["refuse", "mean", "last"] = Field(
+        "refuse", description="several values of a sensor at one time: an error, their mean, or the last"
+    )
+    window: int | None = Field(None, ge=4, le=512, description="places in a window; chosen from the data if not given")
+    normalise: Literal["together", "entity"] = Field(
+        "together", description="numbers in units of all recordings, or of each entity's own"
+    )
+    count: int = Field(1, ge=1, description="flags that open an event ...")
+    within: int = Field(8, ge=1, description="... among so many places; as many quiet ones end it")
+    cool_down: int = Field(0, ge=0, description="places after an event in which flags still belong to it")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.sensor is None) != (self.value is None):
+            raise ValueError("sensor and value go together: the column with names and the one with values")
+        lonely = [name for name, value in self if name != "time" and value != type(self).model_fields[name].default]
+        if self.time is None and lonely:
+            raise ValueError(f"{', '.join(lonely)} without time: name the column of times, too")
+        if self.count > self.within:
+            raise ValueError(
+                f"count flags fall within so many places, count <= within; got {self.count} > {self.within}"
+            )
+        return self
+
+
 class FitConfig(_Options):
     """Everything that `fit` needs beside the table."""
 
@@ -160,6 +202,7 @@ class FitConfig(_Options):
     network: NetworkConfig = NetworkConfig()  # type: ignore[call-arg]
     train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
     score: ScoreConfig = ScoreConfig()  # type: ignore[call-arg]
+    series: SeriesConfig = SeriesConfig()  # type: ignore[call-arg]
 
 
 class SampleConfig(_Options):

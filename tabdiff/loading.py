@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tabdiff import onnx_runtime
 from tabdiff.bundle import Bundle
@@ -12,6 +12,7 @@ from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable
 from tabdiff.model import Model
 from tabdiff.onnx_runtime import OnnxRuntime
 from tabdiff.runtime import Runtime
+from tabdiff.series_model import SeriesModel
 
 
 def load(
@@ -33,9 +34,41 @@ def load(
         threads: CPU threads of ONNX Runtime, None for as many as it likes. torch has `torch.set_num_threads`.
 
     Raises:
-        BundleError: a file is missing, altered or from another version.
+        BundleError: a file is missing, altered or from another version, or it is the model of a series.
         RuntimeUnavailable: the device or engine is not there, or the model was not exported for it.
         ConfigError: a value is not one of those above, or torch is asked for what only ONNX Runtime does.
+    """
+    model = load_any(path, device=device, runtime=runtime, precision=precision, threads=threads)
+    if not isinstance(model, Model):
+        raise BundleError(f"{str(path)!r} is the model of a series, not of a table. Use load_series.")
+    return model
+
+
+def load_series(path: str | Path, **options: Any) -> SeriesModel:
+    """Load the model of a series; options as for `load`.
+
+    Raises:
+        BundleError: as for `load`, or it is the model of a table.
+        RuntimeUnavailable, ConfigError: as for `load`.
+    """
+    model = load_any(path, **options)
+    if not isinstance(model, SeriesModel):
+        raise BundleError(f"{str(path)!r} is the model of a table, not of a series. Use load.")
+    return model
+
+
+def load_any(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    runtime: str = "auto",
+    precision: Literal["float32", "float16"] = "float32",
+    threads: int | None = 1,
+) -> Model | SeriesModel:
+    """Load a model folder, whatever it is of; see `load`.
+
+    Raises:
+        BundleError, RuntimeUnavailable, ConfigError: as for `load`.
     """
     _check("device", device, ("auto", "cpu", "cuda", "tensorrt"))
     _check("runtime", runtime, ("auto", "onnx", "torch"))
@@ -48,8 +81,10 @@ def load(
             "device=tensorrt and precision=float16 are for compiled programs; got runtime=torch. Use runtime=onnx."
         )
     if runtime == "onnx" or only_onnx or (runtime == "auto" and compiled and onnx_runtime.available()):
-        return Model(bundle, OnnxRuntime(bundle, device, precision=precision, threads=threads))
-    return Model(bundle, _torch_runtime(bundle, device, compiled))
+        engine: Runtime = OnnxRuntime(bundle, device, precision=precision, threads=threads)  # type: ignore[arg-type]
+    else:
+        engine = _torch_runtime(bundle, device, compiled)
+    return SeriesModel(bundle, engine) if "series" in bundle.model else Model(bundle, engine)
 
 
 def _torch_runtime(bundle: Bundle, device: str, compiled: bool) -> Runtime:

@@ -53,11 +53,8 @@ def show_preview(folder: str, job: SynthesizeJob) -> None:
     with st.spinner("Drawing a preview"):
         drawn, copies, engine = drawing.preview(folder, job)
     st.caption(f"The first {drawn.height:,} rows, drawn here by {plain(engine)}. {plain(copies['found'])}.")
-    shown = (
-        drawn.rename({name: literal(name) for name in drawn.columns})
-        if len({literal(n) for n in drawn.columns}) == drawn.width
-        else drawn
-    )
+    short = [literal(name, 30) for name in drawn.columns]
+    shown = drawn.rename(dict(zip(drawn.columns, short, strict=True))) if len(set(short)) == len(short) else drawn
     st.dataframe(shown, height=300, alt="Preview of synthetic rows")
     column = st.selectbox("Column in the chart", drawn.columns, format_func=literal, key=f"chart-{job.model}")
     real = records.unseen(job.model, job.version or 0, column)

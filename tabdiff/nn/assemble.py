@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float32
@@ -15,7 +18,9 @@ from tabdiff.nn.mixture import fit_mixture
 from tabdiff.nn.objective import fill_gated
 from tabdiff.nn.process import MixedProcess
 from tabdiff.nn.programs import Score
+from tabdiff.nn.wiener import fit_window_view
 from tabdiff.scoring import CHUNK_ROWS
+from tabdiff.windows import Span
 
 # What the score is made of, chosen on benchmark tables; docs/decisions has the measurements.
 _KERNEL_VIEWS = ("raw", "rank")
@@ -26,11 +31,11 @@ _LEARNED_SIGMAS = (1.4, 2.0, 3.0)  # noise levels of the learned view, in standa
 _MASKING_SIGMA, _MASKING_PROBES = 2.0, 4  # with categories: one level, each category masked in about half of the probes
 
 
-def build_denoiser(layout: Layout, encoded: Encoded, config: FitConfig) -> Denoiser:
-    """Preconditioning from the training rows, network size from their number and width."""
+def build_denoiser(layout: Layout, windows: Float32[np.ndarray, "n t w"], config: FitConfig) -> Denoiser:
+    """Preconditioning from the training windows, network size from their number and width."""
     generator = torch.Generator().manual_seed(config.train.seed)
-    x = fill_gated(torch.from_numpy(encoded.x[:, None, : layout.model_width]), layout, generator)[:, 0]
-    numbers = x[:, layout.number_slots].double()
+    x = fill_gated(torch.from_numpy(windows[..., : layout.model_width]), layout, generator)
+    numbers = x[..., layout.number_slots].flatten(1).double()
     mean = numbers.mean(0)
     # A small ridge: collinear columns have eigenvalues near 0, which no noise level would resolve.
     covariance = (numbers - mean).T @ (numbers - mean) / len(numbers) + 1e-4 * torch.eye(
@@ -42,20 +47,25 @@ def build_denoiser(layout: Layout, encoded: Encoded, config: FitConfig) -> Denoi
     noise_scale = variance.sqrt() if correlated else torch.ones_like(variance)
     largest = 1.0 if correlated or not len(variance) else float(variance.max())
     sigma_max = config.process.sigma_max or 6.0 * largest**0.5
+    # The noise of a window is that of its places, each by itself.
+    places = len(layout.number_slots)
+    shape = (basis, noise_scale) if x.shape[1] == 1 else (torch.eye(places), torch.ones(places))
     process = MixedProcess(
-        layout, config.process.sigma_min, sigma_max, config.process.rho, basis.float(), noise_scale.float()
+        layout, config.process.sigma_min, sigma_max, config.process.rho, *(tensor.float() for tensor in shape)
     )
     width = config.network.width or (128 if len(x) < 3000 else 256)
     denoiser = Denoiser(
         process,
         *(tensor.float() for tensor in (mean, basis, variance, noise_scale)),
+        length=x.shape[1],
         width=width,
         blocks=config.network.blocks,
         dropout=config.network.dropout,
     )
     with torch.no_grad():  # an untrained network knows the columns, each by itself
         slots = torch.as_tensor(layout.category_slots)
-        denoiser.write.bias[slots] = torch.log((x[:, slots].sum(0) + 0.5) / (len(x) + 1.0))
+        share = torch.log((x[..., slots].sum(0) + 0.5) / (len(x) + 1.0))
+        denoiser.write.bias.view(x.shape[1], -1)[:, slots] = share
     return denoiser
 
 
@@ -84,8 +94,6 @@ def build_score(denoiser: Denoiser, codec: Codec, encoded: Encoded, held_out: En
         }
         usual_level = kernels["raw"].levels[0] * (_NEIGHBOUR_FACTOR / _KERNEL_FACTORS[0])
         usual_log = _left_out_log(kernels["raw"], memory[:, layout.view("raw")])
-    view_columns = np.zeros((len(layout.view_columns), len(codec.columns)), np.float32)
-    view_columns[np.arange(len(layout.view_columns)), list(layout.view_columns)] = 1.0
     sigmas: tuple[float, ...] = ()
     if scored_by_network(config):
         sigmas = (_MASKING_SIGMA,) if layout.category_units else _LEARNED_SIGMAS
@@ -100,11 +108,42 @@ def build_score(denoiser: Denoiser, codec: Codec, encoded: Encoded, held_out: En
         usual_level=usual_level,
         times=((torch.tensor(sigmas) ** (1 / process.rho) - low) / (high - low)).clamp_max(1.0),
         noise=_probe_bank(layout, len(sigmas), rng),
-        bounds=torch.from_numpy(codec.bounds[:, layout.number_slots]),
-        view_columns=torch.from_numpy(view_columns),
-        units_to_columns=torch.from_numpy(layout.units_to_columns @ codec.attribution),
-        surprise=torch.tensor(2 * np.log(len(x) + 1), dtype=torch.float32),
+        **_of_codec(codec, len(x)),
     )
+
+
+def build_window_score(
+    denoiser: Denoiser, codec: Codec, windows: Float32[np.ndarray, "n t w"], spans: Sequence[Span]
+) -> Score:
+    """The scoring program of windows: a Gaussian denoiser for each span."""
+    raw = torch.from_numpy(windows[..., codec.layout.view("raw")])
+    views = {span.name: fit_window_view(raw, start=span.start, length=span.length, pool=span.pool) for span in spans}
+    nothing = torch.zeros(0)
+    return Score(
+        denoiser,
+        {},
+        None,
+        None,
+        usual_log=nothing,
+        usual_level=torch.ones(()),
+        times=nothing,
+        noise=_probe_bank(codec.layout, 0, np.random.default_rng(0)),
+        windows=views,
+        **_of_codec(codec, len(windows)),
+    )
+
+
+def _of_codec(codec: Codec, rows: int) -> dict[str, Any]:
+    """What a scoring program knows of the columns."""
+    layout = codec.layout
+    view_columns = np.zeros((len(layout.view_columns), len(codec.columns)), np.float32)
+    view_columns[np.arange(len(layout.view_columns)), list(layout.view_columns)] = 1.0
+    return {
+        "bounds": torch.from_numpy(codec.bounds[:, layout.number_slots]),
+        "view_columns": torch.from_numpy(view_columns),
+        "units_to_columns": torch.from_numpy(layout.units_to_columns @ codec.attribution),
+        "surprise": torch.tensor(2 * np.log(rows + 1), dtype=torch.float32),
+    }
 
 
 @torch.no_grad()

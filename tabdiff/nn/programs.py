@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.kernel import KernelView, SubsetKernels, local_weights
 from tabdiff.nn.mixture import MixtureView
+from tabdiff.nn.wiener import WindowView
 
 _MIXTURES = ("close mixture", "wide mixture")
 _NEIGHBOUR_SHARE = 0.5  # how far a row is excused by the errors of its neighbours
@@ -41,6 +42,7 @@ class Score(nn.Module):
         view_columns: (R, C) 1 where a slot of a distance view belongs to a column.
         units_to_columns: (U, C) share of a unit's error that each column carries.
         surprise: () error of a cell never seen, 2 log(rows + 1).
+        windows: views of windows of several places, by name; a table has none, a series no others.
     """
 
     usual_log: Tensor
@@ -67,8 +69,10 @@ class Score(nn.Module):
         view_columns: Float[Tensor, "r c"],
         units_to_columns: Float[Tensor, "u c"],
         surprise: Float[Tensor, ""],
+        windows: dict[str, WindowView] | None = None,
     ) -> None:
         super().__init__()
+        self.windows = nn.ModuleDict(windows or {})
         self.denoiser, self.kernels, self.mixture, self.subsets = denoiser, nn.ModuleDict(kernels), mixture, subsets
         buffers = {"usual_log": usual_log, "usual_level": usual_level, "times": times, "noise": noise, "bounds": bounds}
         buffers |= {"view_columns": view_columns, "units_to_columns": units_to_columns, "surprise": surprise}
@@ -79,7 +83,7 @@ class Score(nn.Module):
     def views(self) -> list[str]:
         """Names of the views, in order."""
         names = [part for name in self.kernels for part in ((name, "neighbours") if name == "raw" else (name,))]
-        names += [*_MIXTURES] * (self.mixture is not None) + ["subsets"] * (self.subsets is not None)
+        names += [*_MIXTURES] * (self.mixture is not None) + ["subsets"] * (self.subsets is not None) + [*self.windows]
         return names + ["learned"] * (len(self.times) > 0)
 
     def forward(
@@ -102,6 +106,7 @@ class Score(nn.Module):
         if self.subsets is not None:
             views.append(_merge(self.subsets(x[..., layout.view("asinh")].flatten(1)) @ self.view_columns))
         errors = [view[:, None] for view in views]
+        errors += [view(x[..., layout.view("raw")]) @ self.view_columns for view in self.windows.values()]
         if len(self.times):
             errors.append(self.learned_errors(x, present))
         absent = (~present).to(x.dtype) @ self.units_to_columns * self.surprise

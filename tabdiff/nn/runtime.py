@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,9 @@ from tabdiff.nn.kernel import KernelView, SubsetKernels
 from tabdiff.nn.mixture import MixtureView
 from tabdiff.nn.process import MixedProcess
 from tabdiff.nn.programs import Score, Step
+from tabdiff.nn.wiener import WindowView
 from tabdiff.scoring import CHUNK_ROWS
+from tabdiff.windows import Span
 
 
 def resolve_device(device: str) -> torch.device:
@@ -31,6 +35,17 @@ def resolve_device(device: str) -> torch.device:
             "device=cuda needs a CUDA GPU and a CUDA build of torch; torch reports none here. Use device=auto or device=cpu."
         )
     return torch.device("cuda" if available and device != "cpu" else "cpu")
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many CPU threads, and give it back what it had."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build_denoiser(layout: Layout, model: dict[str, Any], tensors: dict[str, np.ndarray]) -> Denoiser:
@@ -71,8 +86,14 @@ def build_programs(bundle: Bundle) -> tuple[Score, Step]:
     parts = ("means", "axes", "variance", "log_share", "levels")
     mixture = MixtureView(*(tensors[f"mixture.{name}"] for name in parts)) if "mixture.means" in tensors else None
     subsets = SubsetKernels(tensors["subsets.rows"], tensors["subsets.levels"]) if "subsets.rows" in tensors else None
+    windows = {
+        span.name: WindowView(
+            *(tensors[f"windows.{span.name}.{part}"] for part in ("mean", "axes", "keep")), **span.to_json()
+        )
+        for span in (Span(**values) for values in bundle.model.get("series", {}).get("spans", ()))
+    }
     names = ("usual_log", "usual_level", "times", "noise", "bounds", "view_columns", "units_to_columns", "surprise")
-    score = Score(denoiser, kernels, mixture, subsets, **{name: tensors[name] for name in names})
+    score = Score(denoiser, kernels, mixture, subsets, **{name: tensors[name] for name in names}, windows=windows)
     score.load_state_dict(tensors)
     return score.eval(), Step(denoiser).eval()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from tabdiff.store.names import redact, resolve
 from tabdiff.store.spec import SourceSpec
 
 
+@dataclass
 class TableReader(GrowingReader):
     """A table or view whose rows are told apart by a column that only grows."""
 

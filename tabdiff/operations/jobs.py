@@ -43,15 +43,30 @@ class ScoreJob(_Job):
     model: str = Field(pattern=_NAME, description="model whose champion scores")
     fdr: float | None = Field(None, gt=0, lt=1, description="flag so that about this share of flags is false")
     contamination: float | None = Field(None, gt=0, lt=1, description="flag this share of the rows of each part")
+    alerts_per_day: float | None = Field(
+        None, gt=0, description="flag above the score that normal rows pass so often a day"
+    )
+    rows_per_day: float | None = Field(None, gt=0, description="rows scored a day, with alerts_per_day")
+    saved_rule: bool = Field(
+        True, description="a rule saved for this source and model (tabdiff alerts rule) counts instead of those above"
+    )
     rows_per_part: int = Field(100_000, ge=1, le=10_000_000, description="rows scored, flagged and committed together")
     max_parts: int = Field(1000, ge=1, description="parts of one run; the rest is left to the next")
     max_alerts: int = Field(1000, ge=0, le=100_000, description="alerts kept of one part, highest scores first")
 
     @model_validator(mode="after")
     def _one_rule(self) -> ScoreJob:
-        if self.fdr is not None and self.contamination is not None:
-            raise ValueError("one rule sets the flags: leave fdr or contamination out")
+        if len(set(self.rule) - {"rows_per_day"}) > 1:
+            raise ValueError(f"one rule sets the flags: leave one of {', '.join(self.rule)} out")
+        if "rows_per_day" in self.rule and "alerts_per_day" not in self.rule:
+            raise ValueError("rows_per_day goes with alerts_per_day")
         return self
+
+    @property
+    def rule(self) -> dict[str, float]:
+        """The rule that is asked for, as options of `Model.score`; empty if none is."""
+        names = ("fdr", "contamination", "alerts_per_day", "rows_per_day")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class TrainJob(_Job):

@@ -277,6 +277,7 @@ class GrowingReader:
         raise NotImplementedError
 
 
+@dataclass
 class ColumnReader(GrowingReader):
     """Files whose rows are told apart by a column that only grows."""
 

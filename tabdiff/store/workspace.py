@@ -17,6 +17,7 @@ from tabdiff.store.ledger import Events, Runs, as_dicts
 from tabdiff.store.names import resolve
 from tabdiff.store.registry import Models, Sources, now
 from tabdiff.store.scores import Scores, Stream
+from tabdiff.store.triage import Triage
 
 _FOLDERS = ("models", "scores", "synthetic", "locks", "work")
 
@@ -26,13 +27,14 @@ class Workspace:
 
     Attributes:
         home: the folder with all files.
-        sources, models, scores, runs, events: the parts, each with its own verbs.
+        sources, models, scores, triage, runs, events: the parts, each with its own verbs.
     """
 
     def __init__(self, home: Path, database: Database) -> None:
         self.home, self.database = home, database
         self.sources, self.models = Sources(database), Models(home, database)
         self.scores, self.runs, self.events = Scores(home, database), Runs(home, database), Events(database)
+        self.triage = Triage(database)
 
     @classmethod
     def create(cls, home: Path | None = None, url: str | None = None) -> Workspace:

@@ -1,0 +1,115 @@
+"""What a place of a series should have held: the conditional Gaussian of one place given its neighbours in time, in closed form.
+
+With the precision matrix P of a stretch of steps, what step s is expected to hold given all others is
+x_s - P_ss^-1 (P (x - mean))_s (Rue & Held 2005, theorem 2.3). How far off normal places are is measured on held-out time, so
+the band needs no Gaussian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64
+
+from tabdiff.codec import Codec
+from tabdiff.codes import NumberCode
+from tabdiff.windows import Span
+
+_FARTHEST = 20.0  # as in the scoring program
+_RIDGE = 0.1  # noise level of the precision matrix, in standard deviations
+_ROWS = 20_000
+
+
+class Expectation:
+    """Expected numbers of places.
+
+    Args:
+        codec: how places become arrays.
+        tensors: of the bundle.
+        spans: of the scoring program; the longest that is not averaged is used.
+    """
+
+    def __init__(self, codec: Codec, tensors: Mapping[str, np.ndarray], spans: Sequence[Span]) -> None:
+        self.codec = codec
+        span = [span for span in spans if span.pool == 1][-1]
+        self.steps = span.length
+        prefix = f"score.windows.{span.name}"
+        self._mean = tensors[f"{prefix}.mean"].astype(np.float64)
+        self._axes, keep = tensors[f"{prefix}.axes"].astype(np.float64), tensors[f"{prefix}.keep"].astype(np.float64)
+        # keep = s^2 / (lambda + s^2) at the lowest level, s = 0.1: the ridge.
+        self._precision = (self._axes * (keep[0] / _RIDGE**2)) @ self._axes.T
+
+    @property
+    def width(self) -> int:
+        """R: slots of a place."""
+        return len(self.codec.layout.view_columns)
+
+    @cached_property
+    def _slots(self) -> dict[str, int]:
+        """Where the numbers lie in the raw view."""
+        starts, offset = {}, 0
+        for name, code in self.codec.codes.items():
+            if isinstance(code, NumberCode):
+                starts[name] = offset
+            offset += code.view_width
+        return starts
+
+    def columns(self) -> tuple[str, ...]:
+        """The number columns."""
+        return tuple(self._slots)
+
+    def raw(self, x: Float32[np.ndarray, "k w"]) -> Float64[np.ndarray, "k r"]:
+        """The view that expectations are about, within the range that scores look at."""
+        return np.clip(x[:, self.codec.layout.view("raw")].astype(np.float64), -_FARTHEST, _FARTHEST)
+
+    def given_neighbours(self, raw: Float64[np.ndarray, "k r"]) -> Float64[np.ndarray, "k r"]:
+        """Each of K places given the steps around it, itself left out; K is at least the number of steps."""
+        width, steps, places = self.width, self.steps, len(raw)
+        expected = np.empty_like(raw)
+        for begin in range(0, places, _ROWS):
+            own = np.arange(begin, min(begin + _ROWS, places))
+            start = np.clip(own - steps // 2, 0, places - steps)
+            step = own - start
+            for each in np.unique(step):
+                rows = step == each
+                windows = raw[start[rows][:, None] + np.arange(steps)].reshape(-1, steps * width) - self._mean
+                block = slice(each * width, (each + 1) * width)
+                pull = windows @ self._precision[:, block]
+                expected[own[rows]] = raw[own[rows]] - pull @ np.linalg.inv(self._precision[block, block])
+        return expected
+
+    def without(
+        self, raw: Float64[np.ndarray, "k r"], slots: Bool[np.ndarray, " r"], places: Bool[np.ndarray, " k"]
+    ) -> Float64[np.ndarray, "k r"]:
+        """Some slots at some places given everything else: what sensors should have shown during an event that they carry."""
+        width, steps = self.width, self.steps
+        expected = raw.copy()
+        for place in np.flatnonzero(places):
+            start = int(np.clip(place - steps // 2, 0, len(raw) - steps))
+            open_cells = (places[start : start + steps, None] & slots[None]).ravel()
+            x = raw[start : start + steps].reshape(-1) - self._mean
+            known = np.flatnonzero(~open_cells)
+            hidden = np.flatnonzero(open_cells)
+            inner = self._precision[np.ix_(hidden, hidden)]
+            filled = -np.linalg.solve(inner, self._precision[np.ix_(hidden, known)] @ x[known]) + self._mean[hidden]
+            here = (place - start) * width
+            mine = (hidden >= here) & (hidden < here + width)
+            expected[place, hidden[mine] - here] = filled[mine]
+        return expected
+
+    def numbers(self, raw: Float64[np.ndarray, "k r"]) -> dict[str, Float64[np.ndarray, " k"]]:
+        """Values of the number columns, in the units that the codec reads."""
+        values = {}
+        for name, slot in self._slots.items():
+            code: Any = self.codec.codes[name]
+            mean, std = code.view_moments[0]
+            values[name] = (raw[:, slot] * std + mean) * code.scale + code.mean
+        return values
+
+    def slots_of(self, columns: Sequence[str]) -> Bool[np.ndarray, " r"]:
+        """Slots of the raw view that belong to these columns."""
+        wanted = [self.codec.columns.index(name) for name in columns]
+        return np.isin(np.asarray(self.codec.layout.view_columns), wanted)

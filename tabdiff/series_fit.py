@@ -1,0 +1,428 @@
+"""Fit a model of a series: lay rows on tracks, choose the window, fit the programs, calibrate on stretches of held-out time.
+
+Neighbouring places are alike, so what is held out is whole stretches, several windows long, and no training window reaches
+into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Float32, Float64
+
+from tabdiff.bundle import Bundle
+from tabdiff.calibration import Calibration
+from tabdiff.codec import Codec
+from tabdiff.config import DataConfig, FitConfig, SeriesConfig
+from tabdiff.errors import TABLE, ConfigError, Problem, SchemaError
+from tabdiff.expectation import Expectation
+from tabdiff.files import fingerprint
+from tabdiff.nn.assemble import build_denoiser, build_window_score
+from tabdiff.nn.denoiser import Denoiser
+from tabdiff.nn.programs import Step
+from tabdiff.nn.runtime import TorchRuntime, resolve_device, threads
+from tabdiff.nn.train import TrainEvent, train
+from tabdiff.schema import Role, Schema
+from tabdiff.series import Grid, Recording
+from tabdiff.series_model import SeriesModel
+from tabdiff.series_scoring import TrackScorer, combine_places
+from tabdiff.tracks import Plan, Track, prepared, starts_of, units_of
+from tabdiff.windows import Span, cut, spans_of, window_starts
+
+_WINDOW = 64  # places, where there is enough history
+_LEAST_WINDOW = 4
+_STRETCHES = 5  # windows that training time must hold at least
+_STRETCH = 4  # windows in a stretch that is held out
+_TURNS = 5  # parts of time that are held out in turn ...
+_TURNS_BELOW = 50_000  # ... below so many places; above, one part is enough
+_MOST_WINDOWS = 8192  # that programs are fitted to; drawn at random
+_SLOTS = 1024  # of a window of the network: longer ones are cut
+_TRAINING_WINDOWS = 100_000
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Tracks, and which of their places are held out."""
+
+    tracks: Sequence[Track]
+    held_out: Sequence[Bool[np.ndarray, " k"]]
+
+    def windows(self, length: int, count: int, seed: int, *, held_out: bool = False) -> tuple[Any, Any]:
+        """At most `count` windows that lie wholly in (or out of) held-out time: encoded, and what was observed of them."""
+        places = []
+        for index, (track, held) in enumerate(zip(self.tracks, self.held_out, strict=True)):
+            starts = window_starts(track.recorded, length)
+            mine = held if held_out else ~held
+            whole = np.convolve(mine.astype(np.int64), np.ones(length, dtype=np.int64), mode="valid") == length
+            starts = starts[whole[starts]] if len(starts) else starts
+            places.append(np.stack([np.full(len(starts), index), starts], axis=1))
+        every = np.concatenate(places)
+        if len(every) > count:
+            every = every[np.sort(np.random.default_rng(seed).permutation(len(every))[:count])]
+        parts = [(self.tracks[i], every[every[:, 0] == i, 1]) for i in np.unique(every[:, 0])]
+        if not parts:
+            return np.zeros((0, length, self.tracks[0].x.shape[1]), np.float32), np.zeros((0, length, 0), bool)
+        x = np.concatenate([cut(track.x, starts, length) for track, starts in parts])
+        seen = np.concatenate([track.observed[starts[:, None] + np.arange(length)] for track, starts in parts])
+        return x, seen
+
+
+def fit_series(
+    frame: Any,
+    config: FitConfig,
+    *,
+    overrides: Mapping[str, Mapping[str, str]] | None = None,
+    checkpoint: Path | None = None,
+    on_event: Callable[[TrainEvent], None] | None = None,
+) -> SeriesModel:
+    """Fit a model of sensor series.
+
+    Args:
+        frame: polars, pandas or Arrow table, rows in any order. If a column has the role `label`, rows that it marks are known
+            anomalies; they become gaps.
+        config: every option; `config.series.time` names the column of times.
+        overrides, checkpoint, on_event: as for `tabdiff.fit`.
+
+    Raises:
+        SchemaError: the table cannot be modelled, its times cannot be used, or there is too little of it.
+        ConfigError: two options contradict each other.
+        TrainingError: the loss is not finite, or the checkpoint belongs to another fit.
+    """
+    with threads(config.train.threads):
+        return _fit(frame, config, overrides, checkpoint, on_event)
+
+
+def _fit(
+    frame: Any,
+    config: FitConfig,
+    overrides: Mapping[str, Mapping[str, str]] | None,
+    checkpoint: Path | None,
+    on_event: Callable[[TrainEvent], None] | None,
+) -> SeriesModel:
+    series = _checked(config)
+    assert series.time is not None
+    table = prepared(frame, series)
+    roles = {series.time: {"role": "time"}} | ({series.entity: {"role": "entity"}} if series.entity else {})
+    schema = Schema.infer(table, overrides={**(overrides or {}), **roles})
+    conformed = _without_known_anomalies(schema.conform(table), schema)
+    if series.entity is not None:
+        conformed = conformed.with_columns(pl.col(series.entity).cast(pl.String))
+    grid = Grid.infer(conformed, series.time, series.entity, series.interval)
+    names = [column.name for column in schema.modelled]
+    keys = [series.time, *([series.entity] if series.entity else [])]
+    recordings = list(grid.recordings(conformed.select(*keys, *names), series.duplicates))
+    plan = Plan(
+        grid,
+        series,
+        starts_of(conformed, schema),
+        units_of(recordings, schema) if series.normalise == "entity" else {},
+    )
+    window = choose_window(recordings, series.window)
+    spans = spans_of(window)
+    data = _continuous(config.data)
+    codec = _codec(plan, recordings, schema, data)
+    tracks = [plan.encode(recording, codec) for recording in recordings]
+    seed = config.train.seed
+
+    folds = list(_folds(recordings, window))
+    calibration = _calibrate(plan, recordings, schema, data, folds, spans, window, seed)
+    length = network_length(codec, window)
+    fold = Fold(tracks, folds[0])
+    denoiser, last = _learn(fold, codec, length, config, checkpoint, on_event, fingerprint(conformed))
+    every = Fold(tracks, [np.zeros(len(track.x), bool) for track in tracks])
+    windows, _ = every.windows(window, _MOST_WINDOWS, seed)
+    torch.manual_seed(seed)
+    score = build_window_score(denoiser.cpu().eval(), codec, windows, spans)
+    runtime = TorchRuntime(score, Step(denoiser), config.train.device)
+    described = {
+        "plan": plan.to_json(),
+        "window": window,
+        "spans": [span.to_json() for span in spans],
+        "silence": _longest_silence(recordings, codec),
+    }
+    tensors = {f"score.{name}": value.cpu().numpy() for name, value in score.state_dict().items()}
+    described["band"] = _band(Expectation(codec, tensors, spans), tracks)
+    report = _report(last, denoiser, tracks, folds[0], calibration)
+    bundle = Bundle(
+        config,
+        schema,
+        codec,
+        calibration,
+        {**_describe(denoiser, report), "series": described},
+        tensors,
+        fingerprint(conformed),
+    )
+    return SeriesModel(bundle, runtime)
+
+
+def _checked(config: FitConfig) -> SeriesConfig:
+    if config.series.time is None:
+        raise ConfigError("a series needs series.time, the column of times. Name it, or use fit for a table.")
+    unfit = {
+        "process.kind=anisotropic": config.process.kind != "gaussian",
+        "data.pca_components": config.data.pca_components is not None,
+        "score.contaminated": config.score.contaminated,
+        "data.trim": config.data.trim > 0,
+    }
+    wrong = [name for name, given in unfit.items() if given]
+    if wrong:
+        raise ConfigError(
+            f"series.time makes the table a series, for which there is no {', '.join(wrong)}. Leave it out."
+        )
+    return config.series
+
+
+def _without_known_anomalies(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """Rows marked as anomalies become gaps: the time passes, and nothing is learned from it."""
+    for column in schema.columns:
+        if column.role is Role.LABEL and column.name in frame.columns:
+            text = frame[column.name].cast(pl.String).str.to_lowercase()
+            normal = text.is_in(["", "0", "0.0", "false", "no", "normal"]).fill_null(True)
+            frame = frame.filter(normal)
+    return frame
+
+
+def _continuous(data: DataConfig) -> DataConfig:
+    """Numbers of sensors stay numbers: neighbouring times are compared, which bins would blur."""
+    return data.model_copy(update={"bins": 0, "max_levels": 0, "max_atoms": 0})
+
+
+def choose_window(recordings: Sequence[Recording], wanted: int | None) -> int:
+    """Places in a window: 64, and less for a short history.
+
+    Raises:
+        SchemaError: there are too few places.
+    """
+    places = sum(len(recording.recorded) for recording in recordings)
+    longest = max(len(recording.recorded) for recording in recordings)
+    most = min(places // _STRETCHES, longest // 2)
+    if most < (wanted or _LEAST_WINDOW):
+        need = _STRETCHES * (wanted or _LEAST_WINDOW)
+        cure = f"Collect more, or take a shorter window (series.window, at least {_LEAST_WINDOW})."
+        raise SchemaError(
+            [
+                Problem(
+                    TABLE,
+                    f"fitting needs at least {need} places in time",
+                    f"{places}, the longest recording {longest}",
+                    cure,
+                )
+            ]
+        )
+    return wanted or min(_WINDOW, 2 ** int(np.log2(most)))
+
+
+def network_length(codec: Codec, window: int) -> int:
+    """Places in a window of the network: as many as its slots allow."""
+    return max(2, min(window, _SLOTS // codec.layout.model_width))
+
+
+def _codec(plan: Plan, recordings: Sequence[Recording], schema: Schema, data: DataConfig) -> Codec:
+    names = [column.name for column in schema.modelled]
+    frames = [plan.normalised(plan.filled(each.frame.select(names), plan.start), each.entity) for each in recordings]
+    return Codec.fit(pl.concat(frames, how="vertical_relaxed"), schema, data)
+
+
+def _folds(recordings: Sequence[Recording], window: int) -> list[list[Bool[np.ndarray, " k"]]]:
+    """For each turn, which places of each recording are held out: every so many-th stretch of a few windows."""
+    places = sum(len(recording.recorded) for recording in recordings)
+    turns = _TURNS if places < _TURNS_BELOW else 1
+    every = _TURNS if turns > 1 else 7
+    stretch = max(2 * window, min(_STRETCH * window, places // (2 * every)))
+    folds = []
+    for turn in range(turns):
+        before = 0
+        held = []
+        for recording in recordings:
+            number = (before + np.arange(len(recording.recorded))) // stretch
+            held.append(np.asarray(number % every == turn))
+            before += len(recording.recorded)
+        folds.append(held)
+    return folds
+
+
+def _calibrate(
+    plan: Plan,
+    recordings: Sequence[Recording],
+    schema: Schema,
+    data: DataConfig,
+    folds: Sequence[Sequence[Bool[np.ndarray, " k"]]],
+    spans: tuple[Span, ...],
+    window: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Scores of held-out time, fold by fold, with everything fitted on the rest.
+
+    p-values count places. The threshold counts peaks of stretches of one window, which are more nearly independent.
+    """
+    found = []
+    for held in folds:
+        rest = [_only(recording, ~mine) for recording, mine in zip(recordings, held, strict=True) if not mine.all()]
+        codec = _codec(plan, rest, schema, data)
+        tracks = [plan.encode(recording, codec) for recording in recordings]
+        fold = Fold(tracks, held)
+        windows, _ = fold.windows(window, _MOST_WINDOWS, seed)
+        if not len(windows):
+            continue
+        score = build_window_score(_unlearned(codec), codec, windows, spans)
+        runtime = TorchRuntime(score, Step(score.denoiser), "cpu")
+        for track, mine in zip(tracks, held, strict=True):
+            for start, end in _runs(mine):
+                if end - start < window:
+                    continue
+                scorer = TrackScorer(runtime, spans, window, len(codec.columns), 0)
+                part = slice(start, end)
+                parts = [scorer.push(track.x[part], track.present[part], track.recorded[part]), scorer.finish()]
+                errors = np.concatenate([each.errors for each in parts])
+                judged = np.concatenate([each.judged for each in parts])
+                if judged.any():
+                    found.append(errors[judged])
+    if not found:
+        raise SchemaError(
+            [
+                Problem(
+                    TABLE,
+                    "some time must be recorded without gaps",
+                    "no window that is half full",
+                    "Fill gaps, or give a longer interval.",
+                )
+            ]
+        )
+    errors = np.concatenate(found)
+    views = [span.name for span in spans]
+    samples = [errors[~np.isnan(errors[:, view, 0]), view] for view in range(len(views))]
+    calibration = Calibration.fit(views, samples, [1.0] * len(views))
+    scores = [combine_places(calibration, each)[0] for each in found]
+    normal = np.sort(np.concatenate(scores))
+    blocks = np.sort([each[i : i + window].max() for each in scores for i in range(0, len(each), window)])
+    return {**calibration.to_json(), "normal": normal.tolist(), "blocks": blocks.tolist()}
+
+
+def _only(recording: Recording, keep: Bool[np.ndarray, " k"]) -> Recording:
+    return Recording(
+        recording.entity,
+        recording.first,
+        recording.frame.filter(pl.Series(keep)),
+        recording.recorded[keep],
+        recording.rows[:0],
+        recording.places[:0],
+    )
+
+
+def _unlearned(codec: Codec) -> Denoiser:
+    """A denoiser that is there because a scoring program has one; no view of windows asks it."""
+    return build_denoiser(codec.layout, np.zeros((2, 1, codec.layout.width), np.float32), FitConfig())
+
+
+def _runs(mask: Bool[np.ndarray, " k"]) -> list[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _learn(
+    fold: Fold,
+    codec: Codec,
+    length: int,
+    config: FitConfig,
+    checkpoint: Path | None,
+    on_event: Callable[[TrainEvent], None] | None,
+    data: str,
+) -> tuple[Denoiser, TrainEvent | None]:
+    """The network, for drawing and filling series."""
+    windows, seen = fold.windows(length, _TRAINING_WINDOWS, config.train.seed)
+    held_out, held_seen = fold.windows(length, 2048, config.train.seed, held_out=True)
+    torch.manual_seed(config.train.seed)
+    denoiser = build_denoiser(codec.layout, windows, config).to(resolve_device(config.train.device))
+    last = None
+    for event in train(
+        denoiser,
+        *_arrays(windows, seen, codec),
+        *_arrays(held_out if len(held_out) else windows[:2048], held_seen if len(held_out) else seen[:2048], codec),
+        config.train,
+        checkpoint=checkpoint,
+        identity=f"{data} {length} {config.model_dump_json(include={'data', 'process', 'network', 'series'})}",
+    ):
+        last = event
+        if on_event is not None:
+            on_event(event)
+    return denoiser, last
+
+
+def _arrays(
+    windows: Float32[np.ndarray, "n t w"], seen: Bool[np.ndarray, "n t c"], codec: Codec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.from_numpy(np.ascontiguousarray(windows[..., : codec.layout.model_width]))
+    return x, torch.from_numpy(codec.layout.cells(seen))
+
+
+def _longest_silence(recordings: Sequence[Recording], codec: Codec) -> dict[str, int]:
+    """For how many places each sensor was silent in training while others reported, at most."""
+    found = dict.fromkeys(codec.columns, 0)
+    for recording in recordings:
+        for name in codec.columns:
+            gaps = _runs(recording.frame[name].is_null().to_numpy())
+            found[name] = max([found[name], *(end - start for start, end in gaps)])
+    return found
+
+
+def _band(expectation: Expectation, tracks: Sequence[Track]) -> dict[str, tuple[float, float]]:
+    """Where 95 % of what was recorded lies around what its neighbours lead to expect, for each number."""
+    off: dict[str, list[Float64[np.ndarray, " k"]]] = {name: [] for name in expectation.columns()}
+    for track in tracks:
+        if len(track.x) < expectation.steps:
+            continue
+        raw = expectation.raw(track.x)
+        found, expected = expectation.numbers(raw), expectation.numbers(expectation.given_neighbours(raw))
+        for name, parts in off.items():
+            seen = track.observed[:, expectation.codec.columns.index(name)]
+            parts.append((found[name] - expected[name])[seen])
+    band = {}
+    for name, parts in off.items():
+        low, high = np.quantile(np.concatenate(parts), [0.025, 0.975])
+        band[name] = (float(low), float(high))
+    return band
+
+
+def _report(
+    last: TrainEvent | None,
+    denoiser: Denoiser,
+    tracks: Sequence[Track],
+    held: Sequence[Bool[np.ndarray, " k"]],
+    calibration: dict[str, Any],
+) -> dict[str, Any]:
+    assert last is not None  # training always ends with an event
+    places = sum(len(track.x) for track in tracks)
+    held_out = int(sum(mine.sum() for mine in held))
+    return {
+        "train_rows": places - held_out,
+        "held_out_rows": held_out,
+        "calibration_rows": len(calibration["normal"]),
+        "planned_steps": last.steps,
+        "steps": last.step,
+        "finished": last.finished,
+        "held_out": last.best,
+        "seconds": last.elapsed,
+        "parameters": sum(p.numel() for p in denoiser.parameters()),
+        "rows_per_day": None,
+    }
+
+
+def _describe(denoiser: Denoiser, report: dict[str, Any]) -> dict[str, Any]:
+    process = denoiser.process
+    first: Any = denoiser.blocks[0]
+    return {
+        "sigma_min": process.sigma_min,
+        "sigma_max": process.sigma_max,
+        "rho": process.rho,
+        "length": denoiser.length,
+        "width": denoiser.read.out_features,
+        "blocks": len(denoiser.blocks),
+        "dropout": float(first.dropout.p),
+        "report": report,
+    }

@@ -1,0 +1,117 @@
+"""Scores of the places of a track, all at once or as they come.
+
+There is one way: a track is pushed in parts of any size, and a place is scored when every window that holds it has been seen,
+T - 1 places later. `finish` scores the rest with the windows there are. What lies between two parts is the `State`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64
+
+from tabdiff.calibration import Calibration
+from tabdiff.runtime import Runtime
+from tabdiff.windows import Span, Stitch, cut, window_starts
+
+_CELLS = 4_000_000  # numbers in the errors of one chunk of windows: memory does not grow with the series
+
+
+@dataclass(frozen=True)
+class PlaceErrors:
+    """Errors of K places, from place `first` of the grid on.
+
+    Attributes:
+        errors: (K, V, C) as of a table's rows; a view that no window gave is NaN.
+        judged: (K,) False where the recording holds too little.
+    """
+
+    first: int
+    errors: Float[np.ndarray, "k v c"]
+    judged: Bool[np.ndarray, " k"]
+
+
+class TrackScorer:
+    """Errors of one recording, part by part.
+
+    Args:
+        runtime: runs the scoring program.
+        spans: what each view looks at.
+        length: T, places in a window.
+        columns: C.
+        first: place of the first row to come.
+    """
+
+    def __init__(self, runtime: Runtime, spans: tuple[Span, ...], length: int, columns: int, first: int) -> None:
+        self.runtime, self.length, self.first = runtime, length, first
+        self.stitch = Stitch(spans, columns)
+        self._x: Any = None
+        self._present: Any = None
+        self._recorded = np.zeros(0, dtype=bool)
+
+    def push(
+        self,
+        x: Float32[np.ndarray, "n w"],
+        present: Bool[np.ndarray, "n u"],
+        recorded: Bool[np.ndarray, " n"],
+    ) -> PlaceErrors:
+        """Take in the next places; return those that are final now."""
+        known = len(self._recorded)
+        self._x = x if self._x is None else np.concatenate([self._x, x])
+        self._present = present if self._present is None else np.concatenate([self._present, present])
+        self._recorded = np.concatenate([self._recorded, recorded])
+        self.stitch.grow(len(x))
+        starts = window_starts(self._recorded, self.length)
+        starts = starts[starts + self.length > known]  # the others were seen with an earlier part
+        views = len(self.stitch.spans)
+        chunk = max(1, min(self.runtime.chunk_rows, _CELLS // (self.length * views * self.stitch.columns)))
+        for begin in range(0, len(starts), chunk):
+            some = starts[begin : begin + chunk]
+            windows, seen = cut(self._x, some, self.length), self._present[some[:, None] + np.arange(self.length)]
+            self.stitch.add(some, self.runtime.score(windows, seen))
+        return self._take(max(0, len(self._recorded) - (self.length - 1)))
+
+    def finish(self) -> PlaceErrors:
+        """The places that are left, with the windows there are."""
+        return self._take(len(self._recorded))
+
+    def _take(self, places: int) -> PlaceErrors:
+        errors, judged = self.stitch.errors(places)
+        taken = PlaceErrors(self.first, errors, judged)
+        self.stitch.drop(places)
+        self.first += places
+        self._recorded = self._recorded[places:]
+        if self._x is not None:
+            self._x, self._present = self._x[places:], self._present[places:]
+        return taken
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `resume` reads: the last T - 1 places and their sums."""
+        return {
+            "first": self.first,
+            "x": [] if self._x is None else self._x.tolist(),
+            "present": [] if self._present is None else self._present.tolist(),
+            "recorded": self._recorded.tolist(),
+            "log": self.stitch.log.tolist(),
+            "count": self.stitch.count.tolist(),
+            "parts": self.stitch.parts.tolist(),
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from `to_json`."""
+        self.first = int(state["first"])
+        self._recorded = np.asarray(state["recorded"], dtype=bool)
+        if len(self._recorded):
+            self._x, self._present = np.asarray(state["x"], np.float32), np.asarray(state["present"], bool)
+            self.stitch.log, self.stitch.count = np.asarray(state["log"]), np.asarray(state["count"])
+            self.stitch.parts = np.asarray(state["parts"])
+
+
+def combine_places(
+    calibration: Calibration, errors: Float[np.ndarray, "k v c"]
+) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "k c"]]:
+    """Scores and contributions of places: as for rows, where a view that no window gave finds nothing unusual."""
+    typical = np.exp(np.asarray(calibration.center))[None, :, None] / errors.shape[2]
+    return calibration.combine(np.where(np.isnan(errors), typical, errors))
