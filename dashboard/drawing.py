@@ -13,13 +13,15 @@ from typing import Any
 import polars as pl
 import streamlit as st
 
+from dashboard.queries import MOST_ROWS
 from tabdiff.constraints import parse_toml, to_json
 from tabdiff.errors import ConfigError, StoreError
 from tabdiff.loading import load
 from tabdiff.model import Model
 from tabdiff.operations.jobs import SynthesizeJob
-from tabdiff.operations.judging import copy_check
+from tabdiff.operations.judging import FEWEST, copy_check, meeting
 from tabdiff.operations.synthesis import draw
+from tabdiff.operations.training import REFERENCE
 
 PREVIEW_ROWS = 300
 _CATEGORIES = ("categorical", "boolean")
@@ -136,3 +138,20 @@ def _preview(folder: str, job: str, created: str | None) -> tuple[pl.DataFrame, 
     with _one_at_a_time:
         drawn = draw(model, SynthesizeJob.model_validate_json(job))
     return drawn, copy_check(model, drawn), model.runtime.provider
+
+
+@st.cache_data(ttl=900, max_entries=40, show_spinner=False)
+def real_values(folder: str, job: str, column: str) -> list[Any]:
+    """Values of a column in rows that no version was fitted on and that meet a job's conditions, at most 1,000; none if they are few.
+
+    Args:
+        folder: of the model.
+        job: the job as JSON.
+        column: a modelled column.
+    """
+    path = Path(folder).parent / REFERENCE
+    if not path.is_file():
+        return []
+    alike = meeting(model_at(folder).schema, pl.read_parquet(path), SynthesizeJob.model_validate_json(job).conditions)
+    values = alike[column] if alike.height >= FEWEST else alike[column].clear()
+    return (values if len(values) <= MOST_ROWS else values.sample(MOST_ROWS, seed=0)).to_list()

@@ -40,7 +40,7 @@ def compared(drawn: pl.Series, real: list[Any]) -> alt.Chart:
     other = pl.Series(drawn.name, real, strict=False)
     parts = [("synthetic", drawn)]
     if len(other.drop_nulls()):
-        parts.append(("real, not fitted on", other))
+        parts.append(("real, unseen by the model", other))
     table = _binned(parts) if drawn.dtype.is_numeric() or drawn.dtype.is_temporal() else _counted(parts)
     colour = alt.Color(
         "rows:N",

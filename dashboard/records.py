@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from dashboard.queries import MOST_ROWS, cached
 from tabdiff.bundle import Bundle
 from tabdiff.columns import Column
@@ -143,20 +141,6 @@ def findings_of(workspace: Workspace, source: str, limit: int = 20) -> list[dict
 def synthetic_sets(workspace: Workspace, model: str | None = None) -> list[dict[str, Any]]:
     """Synthetic sets, newest first, without their reports' long parts."""
     return workspace.synthetics(50, model)
-
-
-@cached(600)
-def unseen(workspace: Workspace, name: str, version: int, column: str) -> list[Any]:
-    """Values of a column in rows that the version was not fitted on, at most 1,000 of them; none if they are not kept."""
-    folder = workspace.models.get(name, version).folder
-    path = None if folder is None else folder / "reference.parquet"
-    if path is None or not path.is_file():
-        return []
-    frame = pl.scan_parquet(path)
-    if column not in frame.collect_schema():
-        return []
-    values = frame.select(column).collect()[column]
-    return (values if len(values) <= MOST_ROWS else values.sample(MOST_ROWS, seed=0)).to_list()
 
 
 @cached(10)

@@ -136,6 +136,10 @@ def _report(report: dict[str, Any], copies: dict[str, Any]) -> None:
     if report.get("not_compared"):
         st.caption(f"Not compared in full: {plain(report['not_compared'], 400)}.")
     figures = report.get("figures", [])
+    if not figures and "shape_error" in report:
+        st.caption(
+            f"Shape error {report['shape_error']:.1f} %, trend error {report['trend_error']:.1f} %; lower is better."
+        )
     if figures:
         rows = [
             {

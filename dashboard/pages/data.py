@@ -186,7 +186,7 @@ def columns_of(source: str, found: dict[str, Any]) -> dict[str, dict[str, str]]:
         hide_index=True,
         disabled=[name for name in rows[0] if name not in ("Kind", "Role")],
         key=f"columns-{source}-{digest}",
-        height=min(36 * len(rows) + 40, 460),
+        height=min(35 * len(rows) + 38, 460),
         column_config={
             "Kind": st.column_config.SelectboxColumn(options=[str(kind) for kind in Kind], help="What the values are."),
             "Role": st.column_config.SelectboxColumn(

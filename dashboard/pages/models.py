@@ -80,7 +80,7 @@ def _pick(mine: list[dict[str, Any]], shown: int) -> int:
         on_select="rerun",
         selection_mode="single-row",
         key=f"versions-{mine[0]['model']}",
-        height=min(36 * len(rows) + 40, 260),
+        height=min(35 * len(rows) + 38, 260),
         column_config={"Held-out loss": st.column_config.NumberColumn(format="%.4f")},
         alt="Versions of the model, newest first",
     )

@@ -57,8 +57,14 @@ def show_preview(folder: str, job: SynthesizeJob) -> None:
     shown = drawn.rename(dict(zip(drawn.columns, short, strict=True))) if len(set(short)) == len(short) else drawn
     st.dataframe(shown, height=300, alt="Preview of synthetic rows")
     column = st.selectbox("Column in the chart", drawn.columns, format_func=literal, key=f"chart-{job.model}")
-    real = records.unseen(job.model, job.version or 0, column)
+    real = drawing.real_values(folder, job.model_dump_json(), column)
     st.altair_chart(pictures.compared(drawn[column], real), alt="Shares of values in synthetic and in real rows")
+    if job.balance and real:
+        st.caption("The real rows are as they are, not balanced.")
+    elif not real:
+        st.caption(
+            "Hardly any row that the model was not fitted on meets the conditions, so there is nothing to compare with."
+        )
 
 
 def full(name: str, version: int, job: SynthesizeJob | None) -> None:
