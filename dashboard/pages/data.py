@@ -29,12 +29,18 @@ _PROMOTE = {
 }
 
 
+def _show(source: str) -> None:
+    """Look at this source from now on."""
+    select(source=source, run=None)
+    st.session_state["data_source"] = source
+
+
 @action("admin")
 def keep_upload(name: str, content: bytes) -> str:
     """Keep the uploaded file as a source."""
     source = str(st.session_state["upload_source"]).strip()
     intake.keep(queries.workspace(), source, name, content)
-    select(source=source, run=None)
+    _show(source)
     return f"The file is kept as new rows of the source {source}."
 
 
@@ -51,7 +57,7 @@ def register() -> str:
         "keys": tuple(key.strip() for key in str(given["register_keys"]).split(",") if key.strip()),
     }
     queries.workspace().sources.add(source, **options)
-    select(source=source, run=None)
+    _show(source)
     return f"The source {source} is registered."
 
 
