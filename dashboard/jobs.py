@@ -19,7 +19,7 @@ import httpx
 from pydantic import BaseModel
 
 from flows.deploy import ON_DEMAND, TAG, credentials
-from tabdiff.errors import ConfigError, RuntimeUnavailable, StoreError
+from tabdiff.errors import ConfigError, RuntimeUnavailable, StoreError, TabdiffError
 
 Kind = Literal["train", "score", "synthesize", "monitor"]
 KINDS: tuple[Kind, ...] = ("train", "score", "synthesize", "monitor")
@@ -103,13 +103,20 @@ class Jobs:
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
 
+    def close(self) -> None:
+        """Close the connections; the next question opens new ones."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+            self._client = None
+
     # ------------------------------------------------------------------------------------------------ is it there?
 
     def trouble(self) -> str:
         """Why nothing would run now and what to do about it, in one sentence; empty if all is well."""
         try:
             deployments = self._deployments()
-        except (RuntimeUnavailable, StoreError) as error:
+        except TabdiffError as error:
             return str(error)
         if not deployments:
             return f"The Prefect server knows no flow of tabdiff yet. Start the process that runs them: {_SERVE}"
@@ -303,8 +310,9 @@ class Jobs:
         try:
             answer = self._open().request(method, self.address + path, json=body)
             if answer.status_code == 403 and method == "POST":
-                self._get_token()
-                answer = self._open().request(method, self.address + path, json=body)
+                answer = self._get_token()
+                if answer.status_code != 401:
+                    answer = self._open().request(method, self.address + path, json=body)
         except httpx.HTTPError as error:
             raise RuntimeUnavailable(
                 f"the Prefect server must answer at {self.ui}; it does not ({type(error).__name__}). Start it: {_SERVER}"
@@ -327,13 +335,14 @@ class Jobs:
                 f"a Prefect server must answer at {self.ui}; something else does. Set PREFECT_API_URL."
             ) from None
 
-    def _get_token(self) -> None:
-        """What the server asks for against forged requests."""
+    def _get_token(self) -> httpx.Response:
+        """Get what the server asks for against forged requests, and send it from now on."""
         client = self._open()
         mine = f"tabdiff-dashboard-{os.getpid()}"
         answer = client.get(f"{self.address}/csrf-token", params={"client": mine})
         if answer.status_code == 200:
             client.headers.update({"Prefect-Csrf-Token": answer.json()["token"], "Prefect-Csrf-Client": mine})
+        return answer
 
 
 def _time(text: Any) -> datetime | None:

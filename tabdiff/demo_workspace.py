@@ -68,6 +68,8 @@ def readings(until: datetime, seed: int = _SEED) -> pl.DataFrame:
     times = [until - timedelta(minutes=_EVERY * (count - step)) for step in range(count)]
     hours = np.array([moment.hour + moment.minute / 60 for moment in times])
     night, earlier = _hours_before(times, last_night(until), 3.5), _hours_before(times, until - timedelta(days=2), 1.0)
+    place = np.arange(count)
+    glitch = (place % 97 == 50) & (place > count - _NEW * 24 * 60 // _EVERY)
     frames = []
     for pump in range(1, _PUMPS + 1):
         load = 0.62 + 0.25 * np.sin((hours - 8) / 24 * 2 * np.pi) + 0.06 * rng.standard_normal(count)
@@ -83,7 +85,7 @@ def readings(until: datetime, seed: int = _SEED) -> pl.DataFrame:
         if pump == 1:
             pressure = np.where(earlier > 0, 6.4, pressure)
         if pump == 4:
-            current = np.where(np.arange(count) % 307 == 300, current * 1.8, current)
+            current = np.where(glitch, current * 1.8, current)
         frame = pl.DataFrame(
             {
                 "time": times,

@@ -253,9 +253,10 @@ def test_every_page_in_light_and_dark_on_desktop_and_phone(
                 page.get_by_text("What carries the score").wait_for()
             for size, (width, height) in SIZES.items():
                 page.set_viewport_size({"width": width, "height": height})
+                page.wait_for_timeout(500)  # the sidebar slides away
                 for scheme in ("light", "dark"):
                     page.emulate_media(color_scheme=scheme)
-                    page.wait_for_timeout(250)  # the theme fades over
+                    page.wait_for_timeout(200)  # the theme fades over
                     picture = page.screenshot(path=folder / f"{name}-{size}-{scheme}.png")
                     assert len(picture) > 8000, f"{name} is blank"
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (

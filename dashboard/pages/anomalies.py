@@ -111,7 +111,7 @@ def _queue(chosen: Filter) -> None:
     st.session_state["_numbers"] = [one["id"] for one in alerts]
     columns = {
         "When": st.column_config.DatetimeColumn(timezone=str(state.zone()), format="D MMM YYYY, HH:mm"),
-        "Because": st.column_config.TextColumn(width="large"),
+        "Because": st.column_config.TextColumn(width=330),
         "p-value": st.column_config.NumberColumn(format="%.2g"),
         "Score": st.column_config.NumberColumn(format="%.1f"),
     }

@@ -69,7 +69,7 @@ def judge(
         "checks": [check.to_json() for check in valid.checks],
     }
     exact, _ = split_given(given, model.schema)
-    alike = unseen.clear() if balanced else _meets(model.schema, unseen, given)
+    alike = unseen.clear() if balanced else meeting(model.schema, unseen, given)
     report["compared_with"] = alike.height
     free = Schema(tuple(c for c in model.schema.modelled if c.name not in exact))
     columns = [column.name for column in free.columns]
@@ -149,8 +149,17 @@ def _canonical(schema: Schema, frame: pl.DataFrame) -> pl.DataFrame:
     return Schema(schema.modelled).conform(frame.select(column.name for column in schema.modelled))
 
 
-def _meets(schema: Schema, frame: pl.DataFrame, given: Mapping[str, Any]) -> pl.DataFrame:
-    """The rows that meet the conditions."""
+def meeting(schema: Schema, frame: pl.DataFrame, given: Mapping[str, Any]) -> pl.DataFrame:
+    """The rows that meet conditions.
+
+    Args:
+        schema: of the model.
+        frame: rows with its modelled columns.
+        given: as for `Model.sample`.
+
+    Raises:
+        ConfigError, SchemaError: as for `Model.sample`.
+    """
     if not given or not frame.height:
         return frame
     exact, rules = split_given(given, schema)
