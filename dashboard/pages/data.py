@@ -194,6 +194,7 @@ def columns_of(source: str, found: dict[str, Any]) -> dict[str, dict[str, str]]:
         key=f"columns-{source}-{digest}",
         height=min(35 * len(rows) + 38, 460),
         column_config={
+            "Column": st.column_config.TextColumn(width="medium"),
             "Kind": st.column_config.SelectboxColumn(options=[str(kind) for kind in Kind], help="What the values are."),
             "Role": st.column_config.SelectboxColumn(
                 options=[str(role) for role in Role], help="What the column is for."
