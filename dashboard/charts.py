@@ -12,10 +12,16 @@ import polars as pl
 # Okabe & Ito (2008). Severity is never told by colour alone: order and words say the same.
 SEVERITY = {"high": "#D55E00", "medium": "#E69F00", "low": "#56B4E9", "unrated": "#8a97a5"}
 ACTUAL, EXPECTED, QUIET = "#D55E00", "#0072B2", "#8a97a5"
+Chart = Any  # Altair's layers have a type for each way of being put together
+_FARTHEST = 25.0  # widths of an interval; what lies farther is drawn there
 _LABEL = 260  # pixels for names of columns
 
 
-def alerts_by_day(counts: pl.DataFrame) -> alt.LayerChart | alt.Chart:
+def _data(rows: Sequence[Mapping[str, Any]]) -> Any:
+    return alt.Data(values=list(rows))  # type: ignore[no-untyped-call]
+
+
+def alerts_by_day(counts: pl.DataFrame) -> Chart:
     """Bars of alerts by day, stacked by severity.
 
     Args:
@@ -28,7 +34,7 @@ def alerts_by_day(counts: pl.DataFrame) -> alt.LayerChart | alt.Chart:
         order=pl.col("severity").replace_strict({n: i for i, n in enumerate(SEVERITY)}),
     )
     return (
-        alt.Chart(alt.Data(values=rows.to_dicts()))
+        alt.Chart(_data(rows.to_dicts()))
         .mark_bar(cornerRadius=2)
         .encode(
             x=alt.X(
@@ -58,16 +64,16 @@ def describe_days(counts: pl.DataFrame) -> str:
     return f"Bar chart of alerts by day and severity: {total['alerts'].sum()} in all, most on {day:%d %B} ({most})."
 
 
-def contributions(parts: Mapping[str, float], most: int = 12) -> alt.Chart:
+def contributions(parts: Mapping[str, float], most: int = 12) -> Chart:
     """Bars of the columns that carry a score, largest first; the rest together."""
     order = sorted(parts.items(), key=lambda pair: -pair[1])
     total = sum(max(value, 0.0) for value in parts.values()) or 1.0
     rows = [{"column": name, "share": max(value, 0.0) / total} for name, value in order[:most]]
     rest = sum(max(value, 0.0) for _, value in order[most:]) / total
     rows += [{"column": f"{len(order) - most} others", "share": rest}] if rest > 0 else []
-    names = [row["column"] for row in rows]
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        y=alt.Y("column:N", sort=names, title=None, axis=alt.Axis(labelLimit=_LABEL)),
+    names = [str(row["column"]) for row in rows]
+    base = alt.Chart(_data(rows)).encode(
+        y=alt.Y("column:N", sort=names, title=None, axis=alt.Axis(labelLimit=_LABEL, labelOverlap=False)),
         x=alt.X("share:Q", title="part of the score", axis=alt.Axis(format=".0%", tickCount=5)),
         tooltip=[alt.Tooltip("column:N"), alt.Tooltip("share:Q", format=".1%")],
     )
@@ -83,9 +89,18 @@ def describe_contributions(parts: Mapping[str, float]) -> str:
     return "Bar chart of parts of the score: " + ", ".join(f"{name} {max(v, 0) / total:.0%}" for name, v in order) + "."
 
 
+_BACK = "format(pow(10, datum.value) - 1, ',.2~s')"  # from log10(1 + x) to x
+
+
+def _ticks(end: float) -> list[float]:
+    """Places of 0, 1, 3, 10, 30, ... on a scale of log10(1 + x) up to its end."""
+    values = [0, *(digit * 10**power for power in range(9) for digit in (1, 3))]
+    return [place for value in values if (place := math.log10(1 + value)) <= end]
+
+
 def histogram(
     edges: Sequence[float], counts: Sequence[int], thresholds: Mapping[str, float], judged: Sequence[tuple[float, bool]]
-) -> alt.LayerChart:
+) -> Chart:
     """Scores on a log scale with thresholds as lines and judged alerts as marks.
 
     Args:
@@ -95,20 +110,21 @@ def histogram(
         judged: (score, whether confirmed).
     """
     bars = [
-        {"low": low, "high": high, "rows": count, "drawn": math.log10(1 + count), "from": 10**low - 1}
+        {"low": low, "high": high, "rows": count, "drawn": math.log10(1 + count), "zero": 0, "from": 10**low - 1}
         for low, high, count in zip(edges, edges[1:], counts, strict=False)
     ]
-    axis = alt.Axis(labelExpr="format(pow(10, datum.value) - 1, ',.3~r')", tickCount=8, grid=False)
+    axis = alt.Axis(labelExpr=_BACK, values=_ticks(edges[-1]), grid=False)
     left = (
-        alt.Chart(alt.Data(values=bars))
+        alt.Chart(_data(bars))
         .mark_bar(color=EXPECTED, opacity=0.75)
         .encode(
             x=alt.X("low:Q", title="score (log scale)", axis=axis, scale=alt.Scale(nice=False)),
             x2="high:Q",
+            y2="zero:Q",
             y=alt.Y(
                 "drawn:Q",
                 title="rows (log scale)",
-                axis=alt.Axis(labelExpr="format(pow(10, datum.value) - 1, ',.2~r')", tickCount=5),
+                axis=alt.Axis(labelExpr=_BACK, values=_ticks(math.log10(1 + max(counts)))),
             ),
             tooltip=[alt.Tooltip("from:Q", format=".3~r", title="score from"), alt.Tooltip("rows:Q", format=",")],
         )
@@ -119,7 +135,7 @@ def histogram(
         if math.isfinite(value)
     ]
     rules = (
-        alt.Chart(alt.Data(values=lines))
+        alt.Chart(_data(lines))
         .mark_rule(color=ACTUAL, strokeWidth=2)
         .encode(x="at:Q", strokeDash=alt.StrokeDash("name:N", legend=alt.Legend(orient="top", title=None)))
     )
@@ -128,7 +144,7 @@ def histogram(
         for score, fine in judged[-500:]
     ]
     points = (
-        alt.Chart(alt.Data(values=marks))
+        alt.Chart(_data(marks))
         .mark_point(size=60, filled=True, opacity=0.8)
         .encode(
             x="at:Q",
@@ -148,7 +164,7 @@ def histogram(
     return alt.layer(left, rules, *([points] if marks else [])).properties(height=260)
 
 
-def interval(reasons: Sequence[Mapping[str, Any]]) -> alt.LayerChart | None:
+def interval(reasons: Sequence[Mapping[str, Any]]) -> Chart | None:
     """Numbers beside what was expected of them: the interval as a bar, the value as a mark, in widths of the interval.
 
     None if no column is a number.
@@ -164,7 +180,7 @@ def interval(reasons: Sequence[Mapping[str, Any]]) -> alt.LayerChart | None:
         rows.append(
             {
                 "column": reason["column"],
-                "place": max(-12.0, min(12.0, place)),
+                "place": max(-_FARTHEST, min(_FARTHEST, place)),
                 "low": (low - middle) / width,
                 "high": (high - middle) / width,
                 "said": f"{value:.5g} (expected {low:.5g} to {high:.5g})",
@@ -172,9 +188,9 @@ def interval(reasons: Sequence[Mapping[str, Any]]) -> alt.LayerChart | None:
         )
     if not rows:
         return None
-    data, names = alt.Data(values=rows), [row["column"] for row in rows]
-    y = alt.Y("column:N", sort=names, title=None, axis=alt.Axis(labelLimit=_LABEL))
-    title = "distance from the expected value, in widths of its 80 % interval"
+    data, names = _data(rows), [row["column"] for row in rows]
+    y = alt.Y("column:N", sort=names, title=None, axis=alt.Axis(labelLimit=_LABEL, labelOverlap=False))
+    title = "distance, in widths of the expected interval (80 %)"
     band = (
         alt.Chart(data)
         .mark_bar(color=EXPECTED, opacity=0.55, height=14, cornerRadius=3)

@@ -46,7 +46,7 @@ class Guard:
         await self.app(scope, receive, answer)
 
 
-# Until a script has called st.navigation, Streamlit runs the files of a folder "pages" as pages of their own, without app.py and so
-# without asking who it is. A test opens a page of a fresh server by its address.
+# A folder named pages makes Streamlit run a page's file by itself when its address is opened first. Ours run inside app.py only,
+# which asks who is there; every page asks again.
 PagesManager.uses_pages_directory = False
 app = st.App(Path(__file__).parent / "app.py", middleware=[Middleware(Guard)])

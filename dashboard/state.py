@@ -24,6 +24,7 @@ _log = logging.getLogger("tabdiff.dashboard")
 @contextmanager
 def page(title: str, about: str = "") -> Iterator[None]:
     """Around everything a page shows: heading, the word on the last action, and errors in words."""
+    access.require_sign_in()
     st.title(title)
     if about:
         st.caption(about)
@@ -85,7 +86,7 @@ def zone() -> ZoneInfo:
         return ZoneInfo("UTC")
 
 
-def local(moment: datetime | None, style: str = "%Y-%m-%d %H:%M") -> str:
+def local(moment: datetime | None, style: str = "%d %b %Y, %H:%M") -> str:
     """A moment on the viewer's clock."""
     return "" if moment is None else moment.astimezone(zone()).strftime(style)
 

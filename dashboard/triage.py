@@ -123,22 +123,24 @@ def health(workspace: Workspace) -> list[dict[str, Any]]:
     reports: dict[tuple[str, str], dict[str, Any]] = {}
     for report in workspace.reports(500):
         reports.setdefault((report["source"], report["model"]), report)
-    streams = {(s["source"], s["model"]): s for s in workspace.triage.streams()}
+    streams: dict[tuple[str, str], dict[str, Any]] = {}
+    for stream in workspace.triage.streams():
+        streams[stream["source"], stream["model"]] = stream
     known = {source for source, _ in streams}
     keys = [*streams, *((name, "") for name in workspace.sources.all() if name not in known)]
     found = []
     for source, model in keys:
-        stream = streams.get((source, model), {"rows": 0, "scored": None})
-        run, report = last.get(("score", f"{source}:{model}")), reports.get((source, model))
+        known_stream = streams.get((source, model), {"rows": 0, "scored": None})
+        run, watched = last.get(("score", f"{source}:{model}")), reports.get((source, model))
         state, why = "fine", ""
         if run is not None and run["status"] in ("failed", "crashed"):
             state, why = "failing", str(run["error"] or "")
-        elif stream["scored"] is None:
+        elif known_stream["scored"] is None:
             state, why = "never scored", "no rows were scored yet"
-        elif report is not None and report["verdict"] in _VERDICTS:
-            state, why = _VERDICTS[report["verdict"]], "; ".join(report["detail"].get("findings", []))
-        line = {"source": source, "model": model, "state": state, "why": why, "rows": stream["rows"]}
-        found.append(line | {"scored": stream["scored"], "watched": report["created"] if report else None})
+        elif watched is not None and watched["verdict"] in _VERDICTS:
+            state, why = _VERDICTS[watched["verdict"]], "; ".join(watched["detail"].get("findings", []))
+        line = {"source": source, "model": model, "state": state, "why": why, "rows": known_stream["rows"]}
+        found.append(line | {"scored": known_stream["scored"], "watched": watched["created"] if watched else None})
     return sorted(found, key=lambda line: (list(STATES).index(line["state"]), line["source"], line["model"]))
 
 
@@ -159,10 +161,16 @@ def schedules(workspace: Workspace) -> tuple[list[dict[str, Any]], str]:
     found = []
     for each in plan.schedules:
         subject = ":".join(str(each.job[name]) for name in ("source", "model") if name in each.job)
-        run = last.get((each.flow, subject))
+        last_run = last.get((each.flow, subject))
         when = each.cron or f"every {each.every:g} s"
         line = {"name": each.name, "flow": each.flow, "of": subject, "when": when}
-        found.append(line | {"last": run["started"] if run else None, "status": run["status"] if run else "never ran"})
+        found.append(
+            line
+            | {
+                "last": last_run["started"] if last_run else None,
+                "status": last_run["status"] if last_run else "never ran",
+            }
+        )
     return found, plan.timezone
 
 

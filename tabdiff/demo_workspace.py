@@ -22,7 +22,7 @@ from tabdiff.store import Workspace
 
 SOURCES = ("pumps", "tumours", "penguins")
 FAILED = "pump-3"
-_PUMPS, _EVERY, _DAYS, _NEW = 4, 10, 14, 3  # machines, minutes between readings, days in all, days that are scored
+_PUMPS, _EVERY, _DAYS, _NEW = 4, 15, 14, 3  # machines, minutes between readings, days in all, days that are scored
 _SEED = 7
 _PLAN = """# Schedules of the demo; `tabdiff flows serve` runs them.
 timezone = "UTC"
@@ -57,7 +57,7 @@ class Step:
 
 
 def readings(until: datetime, seed: int = _SEED) -> pl.DataFrame:
-    """Readings of four pumps, every ten minutes for two weeks up to a time, by time and machine.
+    """Readings of four pumps, every quarter of an hour for two weeks up to a time, by time and machine.
 
     Load follows the hour; flow, pressure, current and vibration follow the load, temperature follows the current with a delay. In
     the last night the bearing of one pump wears out: it vibrates, heats up and draws more current at the same flow. Two days
@@ -76,14 +76,14 @@ def readings(until: datetime, seed: int = _SEED) -> pl.DataFrame:
         flow = 42 * load * (1 - 0.1 * wear) + 0.5 * rng.standard_normal(count)
         pressure = 3.1 + 1.9 * load**2 + 0.05 * rng.standard_normal(count)
         current = 5 + 11 * load * (1 + 0.35 * wear) + 0.25 * rng.standard_normal(count)
-        heat = np.convolve(current, np.ones(6) / 6)[:count]
-        heat[:5] = current[:5]
+        heat = np.convolve(current, np.ones(4) / 4)[:count]
+        heat[:3] = current[:3]
         temperature = 28 + 2.1 * heat + 14 * wear + 0.5 * rng.standard_normal(count)
         vibration = 1.1 + 1.6 * load + 4.2 * wear + 0.12 * rng.standard_normal(count)
         if pump == 1:
             pressure = np.where(earlier > 0, 6.4, pressure)
         if pump == 4:
-            current = np.where(np.arange(count) % 211 == 208, current * 1.8, current)
+            current = np.where(np.arange(count) % 307 == 300, current * 1.8, current)
         frame = pl.DataFrame(
             {
                 "time": times,
@@ -116,7 +116,7 @@ def make(
     workspace: Workspace,
     *,
     until: datetime | None = None,
-    steps: int = 400,
+    steps: int = 150,
     on_step: Callable[[Step], None] | None = None,
 ) -> dict[str, Any]:
     """Register three sources, fit a model of each, score new rows, look for drift, and draw penguins.

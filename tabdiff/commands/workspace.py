@@ -47,7 +47,7 @@ def init(as_json: JsonOption = False) -> Outcome:
 
 
 def demo(
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Of each of three fits.")] = 400,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of each of three fits.")] = 150,
     as_json: JsonOption = False,
 ) -> Outcome:
     """Fill the workspace with real results to look at: pumps of which one failed last night, tumours, penguins."""
