@@ -45,7 +45,9 @@ def keep(workspace: Workspace, source: str, name: str, content: bytes) -> str:
     """
     made = safe_name(name, content)
     folder = workspace.home / _FOLDER / source
-    workspace.sources.add(source, location=str(folder))  # refuses bad names, and sources that are elsewhere
+    known = workspace.sources.all().get(source)
+    if known is None or known.location != str(folder):
+        workspace.sources.add(source, location=str(folder))  # refuses bad names, and sources that are elsewhere
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with atomic_write(folder / made) as temporary:
         temporary.write_bytes(content)

@@ -16,10 +16,10 @@ from tabdiff.store import Workspace
 _POINTS = 200  # of a curve
 _RUNS = 500  # latest trainings that a comparison is looked for in
 FIGURES = {
-    "false_alarms": ("False alarms at p ≤ 0.05", "the nearer to 5 %, the better"),
-    "fill_error": ("Cost of filling one cell", "lower is better"),
-    "separation": ("Telling rows from shuffled ones (ROC AUC)", "higher is better"),
-    "agreement": ("Agreement with verdicts (average precision)", "higher is better"),
+    "false_alarms": ("False alarms at p ≤ 0.05", "nearer to 0.05"),
+    "fill_error": ("Cost of filling one cell", "lower"),
+    "separation": ("Telling rows from shuffled ones (ROC AUC)", "higher"),
+    "agreement": ("Agreement with verdicts (average precision)", "higher"),
 }
 
 
@@ -133,7 +133,8 @@ def sources(workspace: Workspace) -> dict[str, dict[str, Any]]:
 def findings_of(workspace: Workspace, source: str, limit: int = 20) -> list[dict[str, Any]]:
     """The last events about a source, newest first."""
     found = workspace.events.latest(MOST_ROWS)
-    mine = [e for e in found if e["subject"] == source or e["subject"].startswith((f"{source}/", f"{source}:"))]
+    of_data = [e for e in found if e["kind"].startswith("source_") or e["kind"] in ("late_rows", "monitor")]
+    mine = [e for e in of_data if e["subject"] == source or e["subject"].startswith((f"{source}/", f"{source}:"))]
     return mine[:limit]
 
 

@@ -27,15 +27,16 @@ def show(name: str) -> None:
     numbers = [each["id"] for each in found]
     wanted = selected("set")
     by_number = {each["id"]: each for each in found}
+    key = f"set-{name}-{wanted}-{len(numbers)}"
     number = st.selectbox(
         "Set",
         numbers,
         index=numbers.index(int(wanted)) if wanted.isdecimal() and int(wanted) in numbers else 0,
-        format_func=lambda key: _set_words(by_number[key]),
-        key=f"set-{name}-{wanted}-{len(numbers)}",
+        format_func=lambda each: _set_words(by_number[each]),
+        key=key,
+        on_change=_chosen,
+        args=(key,),
     )
-    if str(number) != wanted:
-        select(set=number)
     chosen = by_number[number]
     report = chosen["report"]
     copies = report.get("copies") or {
@@ -50,6 +51,10 @@ def show(name: str) -> None:
     else:
         _downloads(chosen)
     _report(report, copies)
+
+
+def _chosen(key: str) -> None:
+    select(set=st.session_state[key])
 
 
 def _set_words(each: dict[str, Any]) -> str:

@@ -237,6 +237,9 @@ def test_data_shows_what_columns_were_taken_for(workspace: Workspace) -> None:
     assert HOSTILE not in shown  # escaped
     assert "onerror" in shown
     assert table is not None
+    app.button(key="use_score").click().run()  # Prefect is asked, and does not answer
+    assert any("tabdiff flows server" in error.value.replace("\\", "") for error in app.error)
+    assert workspace.runs.latest() == []
 
 
 def test_runs_without_prefect_show_what_the_workspace_recorded(workspace: Workspace) -> None:

@@ -15,12 +15,12 @@ import pytest
 from dashboard.jobs import FlowRun, Jobs
 from flows.deploy import ON_DEMAND, Plan, read_plan
 from tabdiff.errors import ConfigError, RuntimeUnavailable, StoreError
-from tabdiff.operations import MonitorJob, SynthesizeJob, TrainJob
+from tabdiff.operations import MonitorJob, SynthesizeJob
 from tabdiff.store import Workspace
 from tests.browser import Dashboard, chromium, dashboard, settle, tab
 from tests.databases import free_port
 from tests.prefect_server import Server, prefect_server, wait_for
-from tests.workspaces import QUICK, orders, with_champion
+from tests.workspaces import orders, with_champion
 
 pytestmark = [pytest.mark.slow]
 HOSTILE = "<img src=x onerror='window.broken=1'> :red[x] $a$ [l](http://x.org) **b**"
@@ -161,7 +161,9 @@ def never_run(page: Any) -> None:
     assert page.outside == []
 
 
-def test_a_csv_is_uploaded_and_trained_on_and_drawn_from(serving: Server, site: Dashboard, browser: Any) -> None:
+def test_a_csv_is_uploaded_and_trained_on_and_drawn_from(
+    serving: Server, site: Dashboard, browser: Any, jobs: Jobs
+) -> None:
     """The first page that a fresh server shows is not the start page: nobody gets around the entry of the dashboard."""
     table = orders(400, 0, seed=3).rename({"weight": HOSTILE})
     with tab(browser) as page:
@@ -187,6 +189,8 @@ def test_a_csv_is_uploaded_and_trained_on_and_drawn_from(serving: Server, site: 
         assert version.metrics["report"]["planned_steps"] == 40
         run = serving.workspace.runs.latest(kind="train")[0]
         assert run["subject"] == "shop:shop"
+        (trained,) = jobs.latest(kind="train")
+        assert (trained.state, jobs.progress([trained])) == ("Completed", {trained.id: 1.0})
 
         page.get_by_role("link", name="Look at the model").click()
         page.get_by_text("Calibration rows").wait_for()
@@ -263,15 +267,3 @@ def test_runs_show_their_log_and_are_run_again(serving: Server, site: Dashboard,
         assert new[0].job == done.job
         ended(jobs, new[0])
     assert serving.auth[1] not in site.log.read_text()
-
-
-def test_training_is_recorded_as_a_job(serving: Server, jobs: Jobs) -> None:
-    run = ended(
-        jobs,
-        jobs.start(
-            "train", TrainJob.of(source="orders", model="second", fit=QUICK, evaluation_share=0.3), author="ann"
-        ),
-    )
-    assert run.state == "Completed"
-    assert jobs.progress([run]) == {run.id: 1.0}
-    assert serving.workspace.models.get("second").version == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import streamlit as st
@@ -13,7 +13,7 @@ from dashboard import access, bounded, intake, queries, records, work
 from dashboard.state import action, ago, page, select, selected
 from dashboard.text import literal, plain
 from tabdiff.columns import Kind, Role
-from tabdiff.operations.jobs import TrainJob
+from tabdiff.operations.jobs import MonitorJob, ScoreJob, TrainJob
 from tabdiff.operations.looking import UPLOADED
 
 _NEW = {
@@ -80,6 +80,13 @@ def start_training(source: str, overrides: dict[str, dict[str, str]]) -> str:
         fit=fit,
     )
     return work.begin("train", job, "data")
+
+
+@action("analyst")
+def start_use(kind: Literal["score", "monitor"], source: str) -> str:
+    """Score what is new in a source, or look for drift, as a flow."""
+    options = {"source": source, "model": st.session_state["use_model"]}
+    return work.begin(kind, ScoreJob.of(**options) if kind == "score" else MonitorJob.of(**options), "data")
 
 
 def add_source() -> None:
@@ -194,6 +201,7 @@ def columns_of(source: str, found: dict[str, Any]) -> dict[str, dict[str, str]]:
         key=f"columns-{source}-{digest}",
         height=min(35 * len(rows) + 38, 460),
         column_config={
+            "Column": st.column_config.TextColumn(width="medium"),
             "Kind": st.column_config.SelectboxColumn(options=[str(kind) for kind in Kind], help="What the values are."),
             "Role": st.column_config.SelectboxColumn(
                 options=[str(role) for role in Role], help="What the column is for."
@@ -258,6 +266,7 @@ def train(source: str, overrides: dict[str, dict[str, str]], found: dict[str, An
         )
     if not access.may("admin"):
         st.caption("Registering, uploading and training need the role admin.")
+    use(source)
     if work.followed():
         with st.container(border=True):
             run = work.follow(work.followed(), log=True)
@@ -270,6 +279,21 @@ def train(source: str, overrides: dict[str, dict[str, str]], found: dict[str, An
                 )
     else:
         work.say_trouble()
+
+
+def use(source: str) -> None:
+    """Score new rows with a model in service, or look for drift."""
+    names = sorted({version["model"] for version in records.versions() if "champion" in version["aliases"]})
+    if not names:
+        return
+    st.subheader("Score")
+    blocked = not access.may("analyst")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.selectbox(
+            "With the model", names, index=names.index(source) if source in names else 0, key="use_model", width=260
+        )
+        st.button("Score new rows", key="use_score", on_click=start_use, args=("score", source), disabled=blocked)
+        st.button("Look for drift", key="use_monitor", on_click=start_use, args=("monitor", source), disabled=blocked)
 
 
 def overview(source: str) -> None:

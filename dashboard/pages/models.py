@@ -128,31 +128,18 @@ def side_by_side(name: str, shown: dict[str, Any]) -> None:
     decision = {"promoted": "was promoted", "asked": "waits for a person to decide", "kept": "was not promoted"}
     st.markdown(
         f"Version {shown['version']} **{plain(decision.get(found['decision'], found['decision']))}** "
-        f"({plain(ago(found['when']))}, run {found['run']}). Both were measured on rows that neither was fitted on."
+        f"({plain(ago(found['when']))}, run {found['run']}). Measured on rows that no version was fitted on."
     )
     for reason in found["reasons"]:
         st.caption(plain(reason, 400))
-    champion = found["champion"] or {}
+    mine, theirs = f"Version {shown['version']}", "Champion then"
     rows = []
     for key, (words, better) in records.FIGURES.items():
         if key in found["challenger"]:
-            rows.append(
-                {
-                    "Figure": words,
-                    f"Version {shown['version']}": found["challenger"][key],
-                    "Champion then": champion.get(key),
-                    "": better,
-                }
-            )
-    config = {
-        name: st.column_config.NumberColumn(format="%.4f") for name in (f"Version {shown['version']}", "Champion then")
-    }
-    st.dataframe(
-        pl.DataFrame(rows, schema_overrides={"Champion then": pl.Float64}),
-        hide_index=True,
-        column_config=config,
-        alt="Figures of both models",
-    )
+            beside = {theirs: found["champion"].get(key)} if found["champion"] else {}
+            rows.append({"Figure": words, mine: found["challenger"][key], **beside, "Better": better})
+    config = {column: st.column_config.NumberColumn(format="%.4f") for column in (mine, theirs)}
+    st.dataframe(pl.DataFrame(rows), hide_index=True, column_config=config, alt="Figures of both models")
 
 
 def card(name: str, shown: dict[str, Any]) -> None:
