@@ -35,9 +35,9 @@ from tabdiff.series_scoring import TrackScorer, combine_places
 from tabdiff.tracks import Plan, Track, prepared, starts_of, units_of
 from tabdiff.windows import Span, cut, spans_of, window_starts
 
-_WINDOW = 64  # places, where there is enough history
+_WINDOW = 128  # places, where there is enough history
 _LEAST_WINDOW = 4
-_STRETCHES = 5  # windows that training time must hold at least
+_STRETCHES = 4  # windows that training time must hold at least
 _STRETCH = 4  # windows in a stretch that is held out
 _TURNS = 5  # parts of time that are held out in turn ...
 _TURNS_BELOW = 50_000  # ... below so many places; above, one part is enough
@@ -124,9 +124,9 @@ def _fit(
         units_of(recordings, schema) if series.normalise == "entity" else {},
     )
     window = choose_window(recordings, series.window)
-    spans = spans_of(window)
     data = _continuous(config.data)
     codec = _codec(plan, recordings, schema, data)
+    spans = spans_of(window, len(codec.layout.view_columns))
     tracks = [plan.encode(recording, codec) for recording in recordings]
     seed = config.train.seed
 

@@ -30,6 +30,7 @@ from tabdiff.tracks import Plan, Track
 from tabdiff.windows import Span
 
 _DAY = 86_400_000_000  # microseconds
+_FAR_OUTSIDE = 2.0  # times the band around what was expected
 _NAMED = 3  # sensors that an event and a score table name
 
 
@@ -172,7 +173,9 @@ class SeriesModel:
         tables, events = [], []
         for part, flagged in zip(parts, flags, strict=True):
             tracker = EventTracker(self._event_rules())
-            found = tracker.push(part.first, part.score, flagged, part.contributions) + tracker.finish()
+            found = (
+                tracker.push(part.first, part.score, flagged, part.contributions, part.unexpected) + tracker.finish()
+            )
             tables.append(self._table(part, flagged))
             events += [self._event(event, part) for event in found]
         unjudged = sum(int(np.isnan(part.score[part.recorded]).sum()) for part in parts)
@@ -213,7 +216,7 @@ class SeriesModel:
                 seen.add(key)
                 part, tracker = self._next(state, key, recording, last)
                 flagged = np.nan_to_num(part.score, nan=-np.inf) > threshold
-                found = tracker.push(part.first, part.score, flagged, part.contributions)
+                found = tracker.push(part.first, part.score, flagged, part.contributions, part.unexpected)
                 found += tracker.finish() if last else []
                 state.entities[key]["events"] = tracker.to_json()
                 tables.append(self._table(part, flagged))
@@ -332,9 +335,23 @@ class SeriesModel:
         contributions = np.where(judged[:, None], contributions, 0.0)
         places = slice(past, past + len(score))
         expected = np.full((len(score), self.expectation.width), np.nan)
+        unexpected = np.zeros(len(score), dtype=bool)
         if len(x) >= self.expectation.steps and len(score):
-            expected = self.expectation.given_neighbours(self.expectation.raw(x))[places]
-        return _Part(entity, errors[0].first, score, contributions, recorded[: len(score)], expected)
+            raw = self.expectation.raw(x)
+            expected = self.expectation.given_neighbours(raw)[places]
+            unexpected = self._unexpected(raw[places], expected)
+        return _Part(entity, errors[0].first, score, contributions, recorded[: len(score)], expected, unexpected)
+
+    def _unexpected(
+        self, raw: Float64[np.ndarray, "k r"], expected: Float64[np.ndarray, "k r"]
+    ) -> Bool[np.ndarray, " k"]:
+        """Places at which a number lies far outside its band."""
+        found, middle = self.expectation.numbers(raw), self.expectation.numbers(expected)
+        outside = np.zeros(len(raw), dtype=bool)
+        for name, (low, high) in self.bundle.model["series"]["band"].items():
+            off = found[name] - middle[name]
+            outside |= (off < _FAR_OUTSIDE * low - 1e-9) | (off > _FAR_OUTSIDE * high + 1e-9)
+        return outside
 
     def _flag_together(
         self, parts: list[_Part], fdr: float | None, contamination: float | None
@@ -360,14 +377,16 @@ class SeriesModel:
         score = part.score[keep]
         p_value = np.where(np.isnan(score), np.nan, self.calibration.p_value(np.nan_to_num(score, nan=np.inf)))
         columns: dict[str, Any] = (
-            {} if self.plan.grid.entity is None else {self.plan.grid.entity: [part.entity] * len(keep)}
+            {}
+            if self.plan.grid.entity is None
+            else {self.plan.grid.entity: pl.Series([part.entity] * len(keep), dtype=pl.String)}
         )
         columns[self.plan.grid.time] = self._stamp(part.first + keep)
         columns |= {"score": score, "p_value": p_value, "flagged": flagged[keep]}
         order = np.argsort(-part.contributions[keep], axis=1, kind="stable")[:, :_NAMED]
         for place in range(order.shape[1]):
             index = order[:, place]
-            columns[f"sensor_{place + 1}"] = [self.codec.columns[i] for i in index]
+            columns[f"sensor_{place + 1}"] = pl.Series([self.codec.columns[i] for i in index], dtype=pl.String)
             columns[f"contribution_{place + 1}"] = np.take_along_axis(part.contributions[keep], order, axis=1)[:, place]
         table = pl.DataFrame(columns).with_columns(pl.col("score", "p_value").fill_nan(None))
         contributions = pl.DataFrame(part.contributions[keep], schema=list(self.codec.columns), orient="row")
@@ -390,7 +409,8 @@ class SeriesModel:
 
     def _event(self, event: Event, part: _Part) -> dict[str, Any]:
         named = event.sensors(self.codec.columns)[:_NAMED]
-        start, end, peak = self._stamp([event.start, event.end, event.peak])
+        start, end = event.core or (event.start, event.end)
+        start, end, peak = self._stamp([start, end, event.peak])
         row: dict[str, Any] = {} if self.plan.grid.entity is None else {self.plan.grid.entity: part.entity}
         above = len(self.blocks) - int(np.searchsorted(self.blocks, event.severity, side="left"))
         return row | {
@@ -435,3 +455,4 @@ class _Part:
     contributions: Float64[np.ndarray, "k c"]
     recorded: Bool[np.ndarray, " k"]
     expected: Float64[np.ndarray, "k r"]
+    unexpected: Bool[np.ndarray, " k"]
