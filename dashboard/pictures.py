@@ -113,7 +113,7 @@ def anchored(figures: list[dict[str, Any]], *, value: str = "error") -> alt.Laye
         ]
     )
     order = table["name"].to_list()
-    place = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=220))
+    place = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=220, labelOverlap=False, grid=True))
     tip = ["name:N", *(alt.Tooltip(f"{key}:Q", format=".2f") for key in ("value", "floor", "ceiling"))]
     base = alt.Chart(table)
     span = base.mark_rule(color=QUIET, strokeWidth=3, opacity=0.45).encode(
@@ -121,4 +121,4 @@ def anchored(figures: list[dict[str, Any]], *, value: str = "error") -> alt.Laye
     )
     ends = base.mark_tick(color=EXPECTED, thickness=3, height=14).encode(x="floor:Q", y=place, tooltip=tip)
     dots = base.mark_circle(color=ACTUAL, size=110, opacity=1).encode(x="value:Q", y=place, tooltip=tip)
-    return alt.layer(span, ends, dots).properties(height=max(90, 26 * len(order)))
+    return alt.layer(span, ends, dots).properties(height=70 + 28 * len(order))

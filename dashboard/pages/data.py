@@ -199,7 +199,7 @@ def columns_of(source: str, found: dict[str, Any]) -> dict[str, dict[str, str]]:
         hide_index=True,
         disabled=[name for name in rows[0] if name not in ("Kind", "Role")],
         key=f"columns-{source}-{digest}",
-        height=min(35 * len(rows) + 38, 460),
+        height=min(33 * len(rows) + 37, 460),
         column_config={
             "Column": st.column_config.TextColumn(width="medium"),
             "Kind": st.column_config.SelectboxColumn(options=[str(kind) for kind in Kind], help="What the values are."),

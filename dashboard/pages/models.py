@@ -80,7 +80,7 @@ def _pick(mine: list[dict[str, Any]], shown: int) -> int:
         on_select="rerun",
         selection_mode="single-row",
         key=f"versions-{mine[0]['model']}",
-        height=min(35 * len(rows) + 38, 260),
+        height=min(33 * len(rows) + 37, 260),
         column_config={"Held-out loss": st.column_config.NumberColumn(format="%.4f")},
         alt="Versions of the model, newest first",
     )
@@ -131,6 +131,8 @@ def side_by_side(name: str, shown: dict[str, Any]) -> None:
         f"({plain(ago(found['when']))}, run {found['run']}). Measured on rows that no version was fitted on."
     )
     for reason in found["reasons"]:
+        if found["champion"] and not reason.endswith("worse"):
+            continue  # the table says the same
         st.caption(plain(reason, 400))
     mine, theirs = f"Version {shown['version']}", "Champion then"
     rows = []

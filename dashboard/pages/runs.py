@@ -57,7 +57,7 @@ def _table(runs: list[FlowRun]) -> None:
         on_select="rerun",
         selection_mode="single-row",
         key="runs_table",
-        height=min(35 * len(rows) + 38, 420),
+        height=min(33 * len(rows) + 37, 420),
         alt="Runs of flows, newest first",
     )
     places = picked["selection"]["rows"]
@@ -88,7 +88,7 @@ def recorded() -> None:
         on_select="rerun",
         selection_mode="single-row",
         key="recorded_table",
-        height=min(35 * len(rows) + 38, 420),
+        height=min(33 * len(rows) + 37, 420),
         alt="Runs that the workspace recorded, newest first",
     )
     places = picked["selection"]["rows"]
