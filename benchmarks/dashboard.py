@@ -110,7 +110,9 @@ async def visit(context: Any, url: str, alerts: int) -> dict[str, float]:
         await page.locator("[data-testid=stDataFrame] canvas").first.wait_for()
 
     async def narrow() -> None:
-        await page.get_by_role("button", name="high", exact=True).click()
+        about = page.get_by_role("combobox", name="About")
+        await about.fill("m7")
+        await about.press("Enter")
         await page.wait_for_function(
             "all => { const t = document.body.innerText; return t.includes('alerts, most severe first') && !t.includes(all) }",
             arg=f"{alerts:,} alerts, most",
