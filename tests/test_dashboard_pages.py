@@ -188,6 +188,21 @@ def test_sets_that_copy_are_not_given_away(workspace: Workspace, monkeypatch: py
         sets.take(folder, "parquet")
 
 
+def test_a_set_that_copies_is_blocked_with_the_reason(workspace: Workspace) -> None:
+    version = workspace.models.get("orders")
+    folder = workspace.home / "synthetic" / "copied"
+    folder.mkdir()
+    orders(30, 0).write_parquet(folder / "rows.parquet")
+    report = {"copies": {"tested": True, "passed": False, "copies": 30, "found": "30 of 30 rows equal a training row"}}
+    (folder / "report.json").write_text(json.dumps(report))
+    workspace.add_synthetic(
+        model_id=version.id, config_hash="a" * 64, folder="synthetic/copied", rows=30, report=report, run_id=None
+    )
+    app = opened("synthesize", model="orders", job='{"rows": 5, "sample": {"steps": 2}}')
+    assert any("cannot be downloaded: 30 of 30 rows" in error.value.replace("\\", "") for error in app.error)
+    assert not app.get("download_button")
+
+
 def test_a_model_is_promoted_and_rolled_back_by_admins_only(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +242,7 @@ def test_a_preview_is_drawn_at_once_and_trouble_is_said(workspace: Workspace, mo
     assert workspace.runs.latest() == []
 
 
-def test_data_shows_what_columns_were_taken_for(workspace: Workspace) -> None:
+def test_data_shows_what_columns_were_taken_for(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace.events.tell("source_changed", "orders/a.parquet", "warning", {"reason": HOSTILE})
     app = opened("data", source="orders")
     assert not app.error
@@ -239,6 +254,9 @@ def test_data_shows_what_columns_were_taken_for(workspace: Workspace) -> None:
     assert table is not None
     app.button(key="use_score").click().run()  # Prefect is asked, and does not answer
     assert any("tabdiff flows server" in error.value.replace("\\", "") for error in app.error)
+    monkeypatch.setenv("TABDIFF_DASHBOARD_ROLE", "analyst")  # between drawing the page and the click
+    next(button for button in app.button if button.label == "Start training").click().run()
+    assert any("needs the role admin" in error.value for error in app.error)
     assert workspace.runs.latest() == []
 
 
