@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import httpx
 from pydantic import BaseModel
@@ -194,9 +195,10 @@ class Jobs:
             RuntimeUnavailable: the server does not answer.
         """
         try:
-            found = self._ask("GET", f"/flow_runs/{run_id}", missing=True)
-        except ConfigError:
-            found = None
+            number: UUID | None = UUID(run_id)  # from the address, so it could be the path of something else
+        except ValueError:
+            number = None
+        found = None if number is None else self._ask("GET", f"/flow_runs/{number}", missing=True)
         if found is None:
             raise StoreError("Prefect knows no such run; it forgets old ones. Choose another one.")
         return self._read(found)

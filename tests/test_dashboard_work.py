@@ -96,8 +96,9 @@ def test_from_start_to_end(serving: Server, jobs: Jobs) -> None:
     assert listed[failed.id].url == f"{jobs.ui}/runs/flow-run/{failed.id}"
     assert jobs.latest(kind="monitor") == []
     assert jobs.upcoming() == []
-    with pytest.raises(StoreError, match="no such run"):
-        jobs.get("00000000-0000-0000-0000-000000000000")
+    for unknown in ("00000000-0000-0000-0000-000000000000", "../version", "", "x" * 5000):
+        with pytest.raises(StoreError, match="no such run"):
+            jobs.get(unknown)
 
 
 def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
