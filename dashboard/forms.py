@@ -13,6 +13,7 @@ from dashboard.text import literal, plain
 from tabdiff.columns import Kind
 from tabdiff.operations.jobs import SynthesizeJob
 
+_LARGEST_SEED, _LARGEST = 2**31 - 1, 2.0**53
 _COPIES = {"refuse": "refuse the set if there are more copies than chance explains", "redraw": "let no copy out"}
 _RARE = {"redraw": "never drawn", "null": "drawn as missing", "keep": "drawn as they are"}
 _MISSING = {"keep": "as often as in training", "fill": "none"}
@@ -31,7 +32,12 @@ def form(name: str, version: int, found: dict[str, Any]) -> SynthesizeJob:
     left, right = st.columns(2)
     rows = left.number_input("Rows", 1, 10_000_000, before.rows, step=1000, key=f"rows-{tag}")
     seed = right.number_input(
-        "Seed", 0, 2**31 - 1, before.seed, key=f"seed-{tag}", help="The same seed gives the same rows."
+        "Seed",
+        0,
+        _LARGEST_SEED,
+        min(before.seed, _LARGEST_SEED),
+        key=f"seed-{tag}",
+        help="The same seed gives the same rows.",
     )
     names = st.multiselect(
         "Conditions on columns",
@@ -118,13 +124,13 @@ def _condition(field: dict[str, Any], before: SynthesizeJob, tag: str) -> Any:
         left, right = st.columns(2)
         if field["kind"] == Kind.DATETIME:
             first, last = drawing.moment(field["minimum"]), drawing.moment(field["maximum"])
-            days = [_day(ends.get(end)) for end in ("low", "high")]
+            days = [_day(ends.get(end), first, last) for end in ("low", "high")]
             low = left.date_input("from", days[0], min_value=first, max_value=last, key=f"low-{key}")
             high = right.date_input("to", days[1], min_value=first, max_value=last, key=f"high-{key}")
         else:
             whole = field["kind"] == Kind.INTEGER
             number = int if whole else float
-            values = [number(ends[end]) if isinstance(ends.get(end), int | float) else None for end in ("low", "high")]
+            values = [number(ends[end]) if _shown(ends.get(end)) else None for end in ("low", "high")]
             step = 1 if whole else None
             low = left.number_input(
                 "from",
@@ -145,6 +151,11 @@ def _condition(field: dict[str, Any], before: SynthesizeJob, tag: str) -> Any:
         return drawing.condition(field, low=low, high=high, missing=_missing_box(field, before, key))
 
 
+def _shown(value: Any) -> bool:
+    """Whether a widget of numbers can show it: browsers have no larger ones."""
+    return isinstance(value, int | float) and abs(value) < _LARGEST
+
+
 def _missing_box(field: dict[str, Any], before: SynthesizeJob, key: str) -> bool:
     if not field["nullable"]:
         return False
@@ -152,8 +163,13 @@ def _missing_box(field: dict[str, Any], before: SynthesizeJob, key: str) -> bool
     return st.checkbox("missing instead", asked, key=f"gap-{key}")
 
 
-def _day(value: Any) -> Any:
-    return date.fromisoformat(value[:10]) if isinstance(value, str) and len(value) >= 10 else None
+def _day(value: Any, first: date | None, last: date | None) -> date | None:
+    """The day of text from the address, if the widget can show it."""
+    try:
+        day = date.fromisoformat(str(value)[:10])
+    except ValueError:
+        return None
+    return day if (first or day) <= day <= (last or day) else None
 
 
 def _balance(fields: dict[str, dict[str, Any]], given: list[str], before: SynthesizeJob, tag: str) -> Any:
@@ -177,11 +193,15 @@ def _balance(fields: dict[str, dict[str, Any]], given: list[str], before: Synthe
     shares = before.balance if isinstance(before.balance, dict) else {}
     if not st.toggle("Own shares", bool(shares), key=f"own-{tag}-{columns[0]}"):
         return columns
-    known = shares.get(columns[0], {})
+    known = {level: share for level, share in shares.get(columns[0], {}).items() if _shown(share) and share >= 0}
     boxes = st.columns(min(len(levels), 4))
     found = {
         level: boxes[place % len(boxes)].number_input(
-            plain(level, 40), 0.0, None, float(known.get(level, 1.0)), key=f"share-{tag}-{columns[0]}-{place}"
+            plain(level, 40),
+            0.0,
+            None,
+            float(known.get(level, 1.0)),
+            key=f"share-{tag}-{columns[0]}-{place}",
         )
         for place, level in enumerate(levels)
     }

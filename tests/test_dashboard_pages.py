@@ -242,6 +242,21 @@ def test_a_preview_is_drawn_at_once_and_trouble_is_said(workspace: Workspace, mo
     assert workspace.runs.latest() == []
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"seed": 2**60, "given": {"price": {"low": 1e300}, "items": {"high": -(2**70)}}},
+        {"given": {"ordered": {"low": "0001-01-01", "high": "text"}, "channel": ["pigeon"], "absent": 1}},
+        {"given": {"ordered": 3, "price": "text", "express": [1, None]}},
+        {"balance": {"express": {"true": -5, "x": 2}}, "rows": 10_000_000},
+        {"balance": ["absent", "price"], "sample": {"steps": 9999}},
+    ],
+)
+def test_an_address_that_asks_for_nonsense_breaks_nothing(workspace: Workspace, asked: dict[str, Any]) -> None:
+    app = opened("synthesize", model="orders", job=json.dumps(asked))
+    assert app.multiselect
+
+
 def test_data_shows_what_columns_were_taken_for(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace.events.tell("source_changed", "orders/a.parquet", "warning", {"reason": HOSTILE})
     app = opened("data", source="orders")
