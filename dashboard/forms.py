@@ -121,6 +121,8 @@ def _condition(field: dict[str, Any], before: SynthesizeJob, tag: str) -> Any:
             missing = _missing_box(field, before, key)
             return drawing.condition(field, chosen=chosen, missing=missing)
         ends = asked if isinstance(asked, dict) else {"low": asked, "high": asked}
+        low: Any
+        high: Any
         left, right = st.columns(2)
         if field["kind"] == Kind.DATETIME:
             first, last = drawing.moment(field["minimum"]), drawing.moment(field["maximum"])
