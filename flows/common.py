@@ -20,12 +20,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.tasks import exponential_backoff
 
-from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable, SchemaError
+from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable, SchemaError, SynthesisError
 from tabdiff.operations.pictures import histogram
 from tabdiff.store import Workspace
 
 # What a second try cannot cure. A broken source, a full disk and a database that is away may all pass.
-_FOR_GOOD = (BundleError, ConfigError, RuntimeUnavailable, SchemaError)
+_FOR_GOOD = (BundleError, ConfigError, RuntimeUnavailable, SchemaError, SynthesisError)
 # Results are small JSON: ids, counts and paths, never rows. tabdiff's own database is the record; Prefect only shows it.
 FLOW: dict[str, Any] = {
     "result_serializer": "json",
@@ -104,8 +104,11 @@ class Progress:
 
     def __call__(self, event: Any) -> None:
         """Move to the event's step; a fit that stops early is done."""
-        done = 100.0 if event.finished else 100.0 * event.step / event.steps
-        update_progress_artifact(self.artifact, progress=done)
+        self.move(1.0 if event.finished else event.step / event.steps)
+
+    def move(self, share: float) -> None:
+        """Move to a share of the work."""
+        update_progress_artifact(self.artifact, progress=100.0 * share)
 
 
 def key(kind: str, name: str) -> str:

@@ -19,6 +19,7 @@ from tabdiff.store import Workspace
 from tabdiff.store.names import resolve
 
 TAG = "tabdiff"
+ON_DEMAND = "on-demand"  # deployment of each flow that has no schedule: the job comes with the run, from the dashboard for instance
 HEARTBEAT = 30  # seconds between signs of life of a run
 _SILENT = 3 * HEARTBEAT  # seconds of silence after which it is taken for dead
 _JOBS: dict[str, type[BaseModel]] = {
@@ -67,6 +68,8 @@ class Scheduled(BaseModel):
     def _complete(self) -> Scheduled:
         if (self.cron is None) == (self.every is None):
             raise ValueError("give either cron or every")
+        if self.name == ON_DEMAND:
+            raise ValueError(f"{ON_DEMAND!r} is what runs without a schedule belong to; choose another name")
         _JOBS[self.flow].model_validate(self.job)
         return self
 
@@ -78,7 +81,7 @@ class Plan(BaseModel):
 
     timezone: str = Field("UTC", description="of cron times, as in Europe/Berlin")
     at_once: int = Field(2, ge=1, le=64, description="runs of this process at one time")
-    schedules: list[Scheduled] = Field(min_length=1, description="deployments")
+    schedules: list[Scheduled] = Field([], description="deployments")
 
     @field_validator("timezone")
     @classmethod
@@ -176,7 +179,7 @@ def become_prefect(arguments: list[str]) -> None:
 
 
 def deployments(plan: Plan) -> list[Any]:
-    """The deployments of a plan, for `serve` or a work pool."""
+    """The deployments of a plan, and one of each flow for runs on demand; for `serve` or a work pool."""
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.schedules import Cron, Interval
     from prefect.types.entrypoint import EntrypointType
@@ -188,7 +191,10 @@ def deployments(plan: Plan) -> list[Any]:
 
     flows = {"train": train, "score": score, "synthesize": synthesize, "monitor": monitor}
     strategies = {"skip": ConcurrencyLimitStrategy.CANCEL_NEW, "queue": ConcurrencyLimitStrategy.ENQUEUE}
-    made = []
+    made = [
+        flow.to_deployment(name=ON_DEMAND, tags=[TAG], entrypoint_type=EntrypointType.MODULE_PATH)  # type: ignore[attr-defined]
+        for flow in flows.values()
+    ]
     for each in plan.schedules:
         when = (
             Cron(each.cron, timezone=plan.timezone)
@@ -209,7 +215,7 @@ def deployments(plan: Plan) -> list[Any]:
 
 
 def serve(plan: Plan) -> None:
-    """Run what is due, in child processes, until stopped. Schedules stay active, so runs missed meanwhile show as late."""
+    """Run what is due and what is asked for on demand, in child processes, until stopped. Schedules stay active, so runs missed meanwhile show as late."""
     from prefect import serve as serve_deployments
 
     serve_deployments(*deployments(plan), pause_on_shutdown=False, limit=plan.at_once)

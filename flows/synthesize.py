@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.common import FLOW, job_task, show_link, workspace
+from flows.common import FLOW, Progress, job_task, show_link, workspace
 from tabdiff.operations import SynthesizeJob
 from tabdiff.operations import synthesize as draw
 
@@ -15,7 +15,7 @@ from tabdiff.operations import synthesize as draw
 @job_task
 def draw_rows(job: SynthesizeJob) -> dict[str, Any]:
     """The work."""
-    return draw(workspace(), job)
+    return draw(workspace(), job, on_progress=Progress(job.model).move)
 
 
 @flow(name="tabdiff-synthesize", **FLOW)

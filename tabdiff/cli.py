@@ -8,6 +8,7 @@ import typer
 
 from tabdiff.commands import (
     about,
+    dashboard,
     evaluation,
     explain,
     export,
@@ -76,6 +77,7 @@ for _command in (
     about.config,
     about.doctor,
     about.demo,
+    dashboard.dashboard,
 ):
     app.command()(reported(_command))
 workspace.register(app)

@@ -350,13 +350,26 @@ def read_constraints(path: Path, schema: Schema | None = None) -> tuple[Any, ...
         ConfigError: the file is missing or not TOML, or a rule is not valid.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: constraints are a TOML file; {error}. Check the path and the syntax.") from error
+    return parse_toml(text, schema, str(path))
+
+
+def parse_toml(text: str, schema: Schema | None = None, name: str = "the rules") -> tuple[Any, ...]:
+    """The rules of such a text; `name` is for messages.
+
+    Raises:
+        ConfigError: it is not TOML, or a rule is not valid.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: constraints are a TOML file; {error}. Check the path and the syntax.") from error
     rules = values.pop("constraint", [])
     if values or not isinstance(rules, list):
         raise ConfigError(
-            f"{path}: constraints are tables named [[constraint]]; found {sorted(values) or 'one in single brackets'}. "
+            f"{name}: constraints are tables named [[constraint]]; found {sorted(values) or 'one in single brackets'}. "
             "`tabdiff constraints MODEL_DIR --write FILE` writes a valid file."
         )
     return parse([_with_times(rule) for rule in rules], schema)

@@ -83,7 +83,7 @@ def run(
         RuntimeUnavailable: the package with the penguins is not installed.
     """
     started = time.monotonic()
-    penguins = _penguins()
+    penguins = penguin_table()
     _make_folder(out)
     stage = _Stage(out, seed, say, progress)
     found, detection_parts = _find_tumours(stage)
@@ -117,7 +117,7 @@ def _make_folder(out: Path) -> None:
 # -----------------------------------------------------------------------------------------------------
 
 
-def _tumours() -> tuple[pl.DataFrame, np.ndarray]:
+def tumour_table() -> tuple[pl.DataFrame, np.ndarray]:
     """30 measurements of 569 tumours, and which of them are malignant."""
     from sklearn.datasets import load_breast_cancer
 
@@ -126,7 +126,7 @@ def _tumours() -> tuple[pl.DataFrame, np.ndarray]:
 
 
 def _find_tumours(stage: _Stage) -> tuple[dict[str, Any], list[page.Section]]:
-    frame, malignant = _tumours()
+    frame, malignant = tumour_table()
     benign = np.flatnonzero(~malignant)
     chosen = np.sort(np.random.default_rng(stage.seed).permutation(benign)[: len(benign) // 2])
     rest = np.setdiff1d(np.arange(frame.height), chosen)
@@ -193,7 +193,7 @@ def _reasons(stage: _Stage, scores: Scores, test: pl.DataFrame, labels: list[str
 # ------------------------------------------------------------------------------------------- synthetic rows
 
 
-def _penguins() -> pl.DataFrame:
+def penguin_table() -> pl.DataFrame:
     """344 penguins: species, island, four measurements with gaps, sex with gaps, year."""
     try:
         with resources.as_file(resources.files("palmerpenguins") / "data" / "penguins.csv") as path:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from prefect.utilities.importtools import import_object
 
+from flows.deploy import ON_DEMAND
 from tabdiff.operations import MonitorJob, ScoreJob, SynthesizeJob, TrainJob
 from tabdiff.store import Workspace
 
@@ -144,8 +145,11 @@ def test_the_work_pool_file_names_flows_and_valid_jobs(monkeypatch: pytest.Monke
     monkeypatch.chdir(ROOT)
     jobs = {"train": TrainJob, "score": ScoreJob, "synthesize": SynthesizeJob, "monitor": MonitorJob}
     found = yaml.safe_load((ROOT / "flows" / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
-    assert len(found) == 3
-    for deployment in found:
+    flows = {import_object(d["entrypoint"]).name for d in found if d["name"] == ON_DEMAND}
+    assert flows == {f"tabdiff-{kind}" for kind in jobs}
+    scheduled = [deployment for deployment in found if deployment["name"] != ON_DEMAND]
+    assert len(scheduled) == 3
+    for deployment in scheduled:
         flow = import_object(deployment["entrypoint"])
         assert flow.name.startswith("tabdiff-")
         jobs[flow.name.removeprefix("tabdiff-")].model_validate(deployment["parameters"]["job"])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tabdiff.model import Model
 
-_OURS = ("tabdiff", "onnx_export", "flows")
+_OURS = ("tabdiff", "onnx_export", "flows", "dashboard")
 
 DataArgument = Annotated[
     str, typer.Argument(metavar="DATA", help="File, folder, glob or database URL.", show_default=False)

@@ -41,9 +41,10 @@ def server(
 
 
 def serve(plan: PlanOption = None, as_json: JsonOption = False) -> Outcome:
-    """Run what is due, until stopped. One process, good for one host."""
+    """Run what is due, and what the dashboard asks for, until stopped. One process, good for one host."""
     deploy, workspace = _deploy()
-    deploy.serve(deploy.read_plan(plan or workspace.home / "flows.toml"))
+    standard = workspace.home / "flows.toml"
+    deploy.serve(deploy.read_plan(plan or standard) if plan or standard.exists() else deploy.Plan())
     return Outcome({}, ["Stopped. Schedules stay active; runs that come due show as late until somebody serves them."])
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tabdiff.commands.common import JsonOption, needs, reported
+from tabdiff.commands.common import JsonOption, api, needs, reported
 from tabdiff.errors import ConfigError
 from tabdiff.terminal import Outcome, count, table
 
@@ -19,6 +22,10 @@ LimitOption = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Ho
 SettingOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the job, as in fdr=0.01.")
 ]
+
+
+SourceOption = Annotated[str, typer.Option("--source", help="Registered source.", show_default=False)]
+ModelOption = Annotated[str, typer.Option("--model", help="Name of the model.", show_default=False)]
 
 
 def _store() -> type[Workspace]:
@@ -37,6 +44,25 @@ def init(as_json: JsonOption = False) -> Outcome:
     kind = "SQLite" if made.database.is_sqlite else "PostgreSQL"
     values = {"home": str(made.home), "database": kind, "version": made.database.version()}
     return Outcome(values, [f"Workspace: {made.home} ({kind}, tables of version {values['version']})."])
+
+
+def demo(
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of each of three fits.")] = 150,
+    as_json: JsonOption = False,
+) -> Outcome:
+    """Fill the workspace with real results to look at: pumps of which one failed last night, tumours, penguins."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small gain nothing from threads
+    api()
+    from tabdiff.demo_workspace import Step, make
+
+    def tell(step: Step) -> None:
+        print(f"{step.number}/{step.of} {step.what}", file=sys.stderr, flush=True)
+
+    found = make(_store().create(), steps=steps, on_step=tell)
+    lines = [
+        f"{name}: version {of['version']}, {of['flagged']} of {of['rows']} rows flagged" for name, of in found.items()
+    ]
+    return Outcome(found, [*lines, "Next: tabdiff dashboard"])
 
 
 def runs(limit: LimitOption = 20, as_json: JsonOption = False) -> Outcome:
@@ -202,6 +228,29 @@ def judge(
     return Outcome({"alert": number, "verdict": verdict}, [f"Alert {number}: {verdict}."])
 
 
+def alerts_rule(
+    source: SourceOption,
+    model: ModelOption,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="The new rule, as in alerts_per_day=5.")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="From now on as the job says.")] = False,
+    author: Annotated[str, typer.Option("--author", help="Who says so.")] = "",
+    note: Annotated[str, typer.Option("--note", help="Why.")] = "",
+    as_json: JsonOption = False,
+) -> Outcome:
+    """The rule that scoring uses instead of its job's, and every one before; or save another."""
+    from tabdiff.config import parse_settings
+    from tabdiff.operations import ScoreJob
+
+    workspace = _open()
+    stream = workspace.scores.stream(workspace.sources.get(source)[0], model)
+    if settings or clear:
+        rule = {} if clear else ScoreJob.of(source=source, model=model, **parse_settings(settings or ())).rule
+        workspace.triage.save_rule(stream.id, rule, author=author or getpass.getuser(), note=note)
+    return _listed("rules", workspace.triage.rules(stream.id), ("created", "rule", "author", "note"))
+
+
 def _job(kind: str, settings: list[str] | None, **fixed: Any) -> Outcome:
     from tabdiff import operations
     from tabdiff.config import parse_settings
@@ -221,10 +270,6 @@ def _job(kind: str, settings: list[str] | None, **fixed: Any) -> Outcome:
         for f in result.get("findings", [])
     ]
     return Outcome(result, [*lines, *result.get("reasons", [])])
-
-
-SourceOption = Annotated[str, typer.Option("--source", help="Registered source.", show_default=False)]
-ModelOption = Annotated[str, typer.Option("--model", help="Name of the model.", show_default=False)]
 
 
 def run_train(
@@ -265,11 +310,14 @@ def _listed(name: str, found: list[dict[str, Any]], headings: tuple[str, ...]) -
 _GROUPS: dict[str, tuple[str, dict[str, Callable[..., Outcome]]]] = {
     "workspace": (
         "Make and look after the workspace of TABDIFF_HOME.",
-        {"init": init, "runs": runs, "events": events, "scores": scores, "gc": gc},
+        {"init": init, "demo": demo, "runs": runs, "events": events, "scores": scores, "gc": gc},
     ),
     "sources": ("Where rows come from, by name.", {"add": add, "list": sources_list, "rescore": rescore}),
     "models": ("Versions of models in the workspace.", {"list": models_list, "promote": promote, "rollback": rollback}),
-    "alerts": ("Flagged rows, and what people say of them.", {"list": alerts_list, "judge": judge}),
+    "alerts": (
+        "Flagged rows, and what people say of them.",
+        {"list": alerts_list, "judge": judge, "rule": alerts_rule},
+    ),
     "run": (
         "Run a job of the workspace now, without a scheduler.",
         {"train": run_train, "score": run_score, "synthesize": run_synthesize, "monitor": run_monitor},

@@ -49,24 +49,26 @@ class ScoreJob(_Job):
     rows_per_day: float | None = Field(
         None, gt=0, description="rows that come in a day, for alerts_per_day; as in the fit if not given"
     )
+    saved_rule: bool = Field(
+        True, description="a rule saved for this source and model (tabdiff alerts rule) counts instead of those above"
+    )
     rows_per_part: int = Field(100_000, ge=1, le=10_000_000, description="rows scored, flagged and committed together")
     max_parts: int = Field(1000, ge=1, description="parts of one run; the rest is left to the next")
     max_alerts: int = Field(1000, ge=0, le=100_000, description="alerts kept of one part, highest scores first")
 
     @model_validator(mode="after")
     def _one_rule(self) -> ScoreJob:
-        rules = [name for name in ("fdr", "contamination", "alerts_per_day") if getattr(self, name) is not None]
-        if len(rules) > 1:
-            raise ValueError(f"one rule sets the flags: leave {' or '.join(rules)} out")
-        if self.rows_per_day is not None and rules != ["alerts_per_day"]:
+        if len(set(self.rule) - {"rows_per_day"}) > 1:
+            raise ValueError(f"one rule sets the flags: leave one of {', '.join(self.rule)} out")
+        if "rows_per_day" in self.rule and "alerts_per_day" not in self.rule:
             raise ValueError("rows_per_day goes with alerts_per_day")
         return self
 
     @property
-    def rule(self) -> dict[str, float | None]:
-        """What `Model.score` is told."""
+    def rule(self) -> dict[str, float]:
+        """The rule that is asked for, as options of `Model.score`; empty if none is."""
         names = ("fdr", "contamination", "alerts_per_day", "rows_per_day")
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class TrainJob(_Job):
@@ -97,16 +99,42 @@ class TrainJob(_Job):
     )
 
 
+class Between(BaseModel):
+    """A range of numbers or dates, ends included; null for no end."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low: float | str | None = Field(None, description="smallest value; a date as text")
+    high: float | str | None = Field(None, description="largest value")
+
+
+Cell = str | int | float | bool
+
+
 class SynthesizeJob(_Job):
     """Draw a synthetic table and report how good it is."""
 
-    model: str = Field(pattern=_NAME, description="model whose champion draws")
+    model: str = Field(pattern=_NAME, description="model that draws")
+    version: int | None = Field(None, ge=1, description="which version; the champion if not given")
     rows: int = Field(1000, ge=1, le=10_000_000, description="rows to draw")
-    given: dict[str, str | int | float | bool | None] = Field(
-        {}, description="values that every row has; null: missing"
+    given: dict[str, Cell | Between | list[Cell] | None] = Field(
+        {}, description="what every row has: a value (null: missing), {low, high}, or a list to choose from"
+    )
+    balance: list[str] | dict[str, dict[str, float]] = Field(
+        [], description="columns whose values shall be equally frequent; or a column with the share of each value"
+    )
+    constraints: list[dict[str, Any]] | None = Field(
+        None, description="rules to obey (docs/synthesis.md) in place of those of the model"
     )
     seed: int = Field(0, ge=0, description="the same seed gives the same rows")
     sample: SampleConfig = Field(SampleConfig(), description="sampler and steps")  # type: ignore[call-arg]
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What is given as `Model.sample` takes it."""
+        return {
+            name: (value.low, value.high) if isinstance(value, Between) else value for name, value in self.given.items()
+        }
 
 
 class MonitorJob(_Job):

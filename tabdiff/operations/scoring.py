@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
@@ -51,6 +52,9 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
         version = workspace.models.get(job.model)
         assert version.folder is not None  # an alias keeps its folder
         model = load(version.folder / "bundle")
+        rule = job.rule
+        if job.saved_rule:
+            rule = workspace.triage.rule(workspace.scores.stream(source_id, job.model).id) or rule
         total = {"rows": 0, "flagged": 0, "parts": 0, "late_scored": 0}
         findings: list[Finding] = []
         more = False
@@ -64,7 +68,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
                     if total["parts"] >= job.max_parts:
                         more = True
                         break
-                    scored = _score_piece(model, piece, spec, job, reader)
+                    scored = _score_piece(model, piece, spec, job, rule, reader)
                     if scored is None:
                         continue
                     table, alerts, flagged = scored
@@ -101,6 +105,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
         run.result = {
             "run": run.id,
             "model": version.version,
+            "rule": rule,
             **total,
             "late": late,
             "more": more,
@@ -110,13 +115,13 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
 
 
 def _score_piece(
-    model: Model, piece: Piece, spec: SourceSpec, job: ScoreJob, reader: Reader
+    model: Model, piece: Piece, spec: SourceSpec, job: ScoreJob, rule: dict[str, float], reader: Reader
 ) -> tuple[pl.DataFrame | None, list[Alert], int] | None:
     """Scores, alerts and number of flags; None if the rows cannot be scored and those after them can."""
     if not piece.frame.height:
         return None, [], 0
     try:
-        scores = model.score(piece.frame, **job.rule)
+        scores = model.score(piece.frame, **rule)
     except SchemaError as error:
         if not reader.skip(piece):
             raise
@@ -127,7 +132,7 @@ def _score_piece(
     renamed = {name: f"input_{name}" if name in table.columns else name for name in keys}
     table = piece.frame.select(pl.col(name).alias(alias) for name, alias in renamed.items()).hstack(table)
     flagged = table.filter("flagged").sort("score", descending=True, maintain_order=True)
-    alerts = [_alert(row, piece.frame, model) for row in flagged.head(job.max_alerts).iter_rows(named=True)]
+    alerts = [_alert(row, piece.frame, model, spec) for row in flagged.head(job.max_alerts).iter_rows(named=True)]
     return table, alerts, flagged.height
 
 
@@ -138,14 +143,31 @@ def _keys(model: Model, frame: pl.DataFrame, spec: SourceSpec) -> list[str]:
     return [name for name in dict.fromkeys(wanted) if name in frame.columns]
 
 
-def _alert(row: dict[str, Any], frame: pl.DataFrame, model: Model) -> Alert:
+def _alert(row: dict[str, Any], frame: pl.DataFrame, model: Model, spec: SourceSpec) -> Alert:
     reasons = [
         {"column": row[f"column_{k}"], "part": row[f"contribution_{k}"], "expected": row[f"expected_{k}"]}
         for k in range(1, 4)
         if f"column_{k}" in row
     ]
-    values = {name: plain(value) for name, value in frame.row(row["row"], named=True).items()}
-    return Alert(row["row"], row["score"], row["p_value"], reasons, values)
+    held = frame.row(row["row"], named=True)
+    values = {name: plain(value) for name, value in held.items()}
+    highest = model.calibration.normal[-1] if model.calibration.normal else 0.0
+    excess = row["score"] / highest if highest > 0 else None
+    entities = [str(held[c.name]) for c in model.schema.columns if c.role.value == "entity" and c.name in held]
+    at = _time_of(held, [*(c.name for c in model.schema.columns if c.role.value == "time"), spec.column])
+    entity = " / ".join(entities)[:_TEXT] or None
+    return Alert(row["row"], row["score"], row["p_value"], reasons, values, at, entity, excess)
+
+
+def _time_of(held: dict[str, Any], names: list[str | None]) -> datetime | None:
+    """When the row was: the first of the columns that holds a time. One without a zone is taken for UTC."""
+    for name in names:
+        value = held.get(name) if name else None
+        if isinstance(value, datetime):
+            return value if value.tzinfo else value.replace(tzinfo=UTC)
+        if isinstance(value, date):
+            return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    return None
 
 
 def plain(value: Any) -> Any:

@@ -1,64 +1,78 @@
-"""Draw a synthetic table from the champion and report how good it is."""
+"""Draw a synthetic table and report how good it is."""
 
 from __future__ import annotations
 
 import json
+import math
 import secrets
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from tabdiff.constraints import parse
+from tabdiff.errors import StoreError
 from tabdiff.files import atomic_folder, write
 from tabdiff.operations.jobs import SynthesizeJob
+from tabdiff.operations.judging import judge
 from tabdiff.operations.training import FITTED, REFERENCE
+from tabdiff.sampling import BLOCK_ROWS
 from tabdiff.store import Workspace
 
 if TYPE_CHECKING:
     from tabdiff.model import Model
 
-_MOST_JUDGED = 10_000  # drawn rows that the report looks at
+_DRAWN = 0.9  # of the work, when all rows are drawn; the rest is the report
+Progress = Callable[[float], None]
 
 
-def synthesize(workspace: Workspace, job: SynthesizeJob) -> dict[str, Any]:
-    """Draw rows from the champion, write them with a report, and register both.
+def synthesize(workspace: Workspace, job: SynthesizeJob, *, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Draw rows, write them with a report, and register both.
 
-    The same options and the same champion give the set that is there already.
+    The same options and the same version give the set that is there already.
 
     Args:
         workspace: where models and sets are.
         job: what to draw.
+        on_progress: called with the share of the work that is done, in [0, 1].
 
     Returns:
-        run, new, rows, file, page (report.html beside the file, None if there is none), and the report: validity, fidelity,
-        usefulness and privacy as `tabdiff.evaluate.report` has them, from rows that the model was and was not fitted on.
+        run, new, rows, file, page (report.html beside the file, None if there is none), and the report
+        (`tabdiff.operations.judging`).
 
     Raises:
-        StoreError: there is no champion, or the database is out of reach.
+        StoreError: there is no such version, or the database is out of reach.
+        ConfigError: a range, set, share or constraint is not valid.
         SchemaError: a given value was never seen in training.
+        SynthesisError: hardly any drawn row obeys, or there are more copies of training rows than chance explains.
         SourceError: the file cannot be written.
     """
     from tabdiff.loading import load
 
     with workspace.runs.start("synthesize", job.model) as run:
-        version = workspace.models.get(job.model)
-        assert version.folder is not None  # an alias keeps its folder
-        options = job.digest("model")
+        version = workspace.models.get(job.model, job.version or "champion")
+        if version.folder is None:
+            raise StoreError(f"{version} was retired by gc, its folder is gone. Choose another one.")
+        options = job.digest("model", "version")
         found = workspace.find_synthetic(version.id, options)
         new = found is None or not (workspace.home / found["folder"]).is_dir()
         if found is None:
             model = load(version.folder / "bundle")
-            drawn = model.sample(job.rows, given=job.given or None, seed=job.seed, config=job.sample)
-            report, page, evaluation = _report(model, drawn, version.folder, job)
-            report |= {"model": str(version), "options": job.model_dump(mode="json")}
+            drawn = draw(model, job, on_progress)
+            rules = model.constraints if job.constraints is None else parse(job.constraints, model.schema)
+            unseen = pl.read_parquet(version.folder / REFERENCE)
+            stored = version.folder / FITTED  # versions of before have none
+            fitted = pl.read_parquet(stored) if stored.is_file() else None
+            judged = judge(model, drawn, unseen, job.conditions, rules, fitted=fitted, balanced=bool(job.balance))
+            report = judged.report | {"model": str(version), "options": job.model_dump(mode="json")}
             group = workspace.home / "synthetic" / str(version.id)
             group.mkdir(exist_ok=True)
             folder = group / f"{options[:12]}-{secrets.token_hex(6)}"
             with atomic_folder(folder) as temporary:
                 write(drawn, temporary / "rows.parquet")
-                (temporary / "report.json").write_text(json.dumps(report | evaluation, indent=1), encoding="utf-8")
-                if page is not None:
-                    (temporary / "report.html").write_text(page, encoding="utf-8")
+                (temporary / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+                if judged.page:
+                    (temporary / "report.html").write_text(judged.page, encoding="utf-8")
             found = workspace.add_synthetic(
                 model_id=version.id,
                 config_hash=options,
@@ -67,6 +81,8 @@ def synthesize(workspace: Workspace, job: SynthesizeJob) -> dict[str, Any]:
                 report=report,
                 run_id=run.id,
             )
+        if on_progress is not None:
+            on_progress(1.0)
         page_file = workspace.home / found["folder"] / "report.html"
         run.result = {
             "run": run.id,
@@ -80,36 +96,43 @@ def synthesize(workspace: Workspace, job: SynthesizeJob) -> dict[str, Any]:
         return run.result
 
 
-def _report(
-    model: Model, drawn: pl.DataFrame, folder: Path, job: SynthesizeJob
-) -> tuple[dict[str, Any], str | None, dict[str, Any]]:
-    """What there is to say about drawn rows in short, on a page, and column by column; a conditional sample is not meant to be like all rows."""
-    from tabdiff.evaluate.report import LEAST_ROWS, evaluate  # brings scikit-learn
-    from tabdiff.evaluate.report_page import report_page
+def draw(model: Model, job: SynthesizeJob, on_progress: Progress | None = None) -> pl.DataFrame:
+    """The rows of a job.
 
-    unseen = pl.read_parquet(folder / REFERENCE)
-    names = [name for name in drawn.columns if name in unseen.columns]
-    short: dict[str, Any] = {"rows": drawn.height, "compared_with": unseen.height, "judged_rows": 0}
-    short["equal_to_unseen_rows"] = drawn.join(
-        unseen.select(names).unique(), on=names, how="semi", nulls_equal=True
-    ).height
-    fitted = pl.read_parquet(folder / FITTED) if (folder / FITTED).is_file() else None  # older versions have none
-    real, holdout = (unseen, None) if fitted is None else (fitted, unseen)
-    least = min(real.height, drawn.height, *([] if holdout is None else [holdout.height]))
-    if job.given:
-        return short | {"why_short": "every row was drawn for given values"}, None, {}
-    if least < LEAST_ROWS:
-        return short | {"why_short": f"{least} rows; a report takes {LEAST_ROWS} of each kind"}, None, {}
-    judged = drawn.sample(min(drawn.height, _MOST_JUDGED), seed=job.seed)
-    found = evaluate(real, judged, holdout, schema=model.schema, constraints=model.constraints, seed=job.seed)
-    figures = {figure.name.replace(" ", "_"): figure.value for figure in found.figures}
-    short |= {
-        "judged_rows": judged.height,
-        "shape_error": figures["shape_error"],
-        "trend_error": figures["trend_error"],
-    }
-    short |= {"failed_checks": [f"{check.column}: {check.rule}; {check.found}" for check in found.failures]}
-    full = found.to_json()
-    short["figures"] = full["figures"]
-    short |= {name: full[name] for name in ("real_rows", "holdout_rows", "holdout_given", "detector_interval")}
-    return short, report_page(found, real, judged, model.schema), {"evaluation": full}
+    Args:
+        model: what draws; the job's name and version are not looked at.
+        job: what to draw.
+        on_progress: called with the share of the whole work that is done.
+
+    Raises:
+        ConfigError, SchemaError, SynthesisError: as for `Model.sample`.
+    """
+    if on_progress is not None:
+        calls = math.ceil(job.rows / BLOCK_ROWS) * job.sample.steps * (2 if job.sample.sampler == "heun" else 1)
+        model = type(model)(model.bundle, _Counted(model.runtime, calls, on_progress))
+    return model.sample(
+        job.rows,
+        given=job.conditions or None,
+        balance=job.balance or None,
+        constraints=None if job.constraints is None else parse(job.constraints, model.schema),
+        seed=job.seed,
+        config=job.sample,
+    )
+
+
+class _Counted:
+    """A runtime that tells how many of the expected steps are done. Rejected rows are drawn again, so there may be more of them."""
+
+    def __init__(self, runtime: Any, expected: int, tell: Progress) -> None:
+        self._runtime, self._expected, self._tell, self._done = runtime, max(expected, 1), tell, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def step(self, *arguments: Any, **options: Any) -> Any:
+        """One denoising step."""
+        result = self._runtime.step(*arguments, **options)
+        self._done += 1
+        if self._done % max(1, self._expected // 50) == 0:
+            self._tell(_DRAWN * min(self._done / self._expected, 1.0))
+        return result

@@ -113,6 +113,12 @@ class Runs:
         )
         return as_dicts(self.database.read(lambda connection: connection.execute(query).all()), "lock")
 
+    def last_of_each(self) -> list[dict[str, Any]]:
+        """The newest run of every kind and subject."""
+        newest = sa.select(sa.func.max(t.runs.c.id)).group_by(t.runs.c.kind, t.runs.c.subject)
+        query = sa.select(t.runs).where(t.runs.c.id.in_(newest)).order_by(t.runs.c.id.desc())
+        return as_dicts(self.database.read(lambda connection: connection.execute(query).all()), "lock")
+
 
 class Events:
     """Findings for people: each is told once."""

@@ -7,8 +7,9 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import polars as pl
 import sqlalchemy as sa
@@ -21,7 +22,7 @@ from tabdiff.store.database import Database
 from tabdiff.store.ledger import as_dicts
 from tabdiff.store.registry import now
 
-Judgement = Literal["anomaly", "normal", "unsure"]
+Judgement = Literal["anomaly", "normal", "unsure", "snooze"]
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,21 @@ class Part:
 
 @dataclass(frozen=True)
 class Alert:
-    """A flagged row: where it is in its partition, its score, the columns that say so, and its values as text."""
+    """A flagged row: where it is in its partition, its score, the columns that say so, and its values as text.
+
+    Attributes:
+        at, entity: when it was and what it is about, if the table has columns for that.
+        excess: score / highest score of a calibration row.
+    """
 
     row: int
     score: float
     p_value: float
     reasons: list[dict[str, Any]]
     values: dict[str, Any]
+    at: datetime | None = None
+    entity: str | None = None
+    excess: float | None = None
 
 
 class LostRace(Exception):  # noqa: N818 - an outcome, which the caller handles
@@ -243,7 +252,7 @@ class Scores:
         """Flagged rows, newest partition first and highest score first, each with its latest verdict."""
         latest = (
             sa.select(t.verdicts.c.verdict)
-            .where(t.verdicts.c.alert_id == t.alerts.c.id)
+            .where(t.verdicts.c.alert_id == t.alerts.c.id, t.verdicts.c.verdict != "snooze")
             .order_by(t.verdicts.c.id.desc())
             .limit(1)
             .scalar_subquery()
@@ -269,26 +278,42 @@ class Scores:
         )
         return as_dicts(self.database.read(lambda connection: connection.execute(query).all()))
 
-    def judge(self, alert_id: int, verdict: Judgement, *, author: str, note: str = "") -> None:
-        """Add a verdict; earlier ones stay, the latest counts.
+    def judge(
+        self,
+        alerts: int | Sequence[int],
+        verdict: Judgement,
+        *,
+        author: str,
+        note: str = "",
+        until: datetime | None = None,
+    ) -> None:
+        """Add a verdict to an alert, or to several at once; earlier ones stay, the latest counts.
+
+        Args:
+            alerts: their numbers.
+            verdict: anomaly, normal or unsure; snooze says only that nobody need look before `until`.
+            author: who says so.
+            note: why.
+            until: of a snooze.
 
         Raises:
-            StoreError: no such alert, or the verdict is none of anomaly, normal, unsure.
+            StoreError: no such alert, or the verdict is none of these or lacks its time; nothing was added.
         """
-        if verdict not in ("anomaly", "normal", "unsure"):
-            raise StoreError(f"a verdict is anomaly, normal or unsure; got {verdict!r}.")
-        values = {
-            "alert_id": alert_id,
-            "verdict": verdict,
-            "author": author[:128],
-            "note": note[:4000],
-            "created": now(),
-        }
+        if verdict not in get_args(Judgement):
+            raise StoreError(f"a verdict is {', '.join(get_args(Judgement))}; got {verdict!r}.")
+        if (verdict == "snooze") != (until is not None):
+            raise StoreError(f"a snooze says until when, and nothing else does; got {verdict!r} until {until}.")
+        numbers = list(dict.fromkeys([alerts] if isinstance(alerts, int) else alerts))
+        values = {"verdict": verdict, "author": author[:128], "note": note[:4000], "until": until, "created": now()}
 
         def insert(connection: Connection) -> None:
-            if not connection.execute(sa.select(t.alerts.c.id).where(t.alerts.c.id == alert_id)).first():
-                raise StoreError(f"no alert has the number {alert_id}. tabdiff alerts lists them.")
-            connection.execute(t.verdicts.insert().values(values))
+            known = set(connection.execute(sa.select(t.alerts.c.id).where(t.alerts.c.id.in_(numbers))).scalars())
+            unknown = [number for number in numbers if number not in known]
+            if unknown or not numbers:
+                raise StoreError(
+                    f"no alert has the number {unknown[0] if unknown else '(none given)'}. tabdiff alerts lists them."
+                )
+            connection.execute(t.verdicts.insert(), [{"alert_id": number, **values} for number in numbers])
 
         self.database.write(insert)
 
@@ -299,7 +324,7 @@ class Scores:
             .join(t.verdicts, t.verdicts.c.alert_id == t.alerts.c.id)
             .join(t.partitions, t.partitions.c.id == t.alerts.c.partition_id)
             .join(t.streams, t.streams.c.id == t.partitions.c.stream_id)
-            .where(t.streams.c.model == model)
+            .where(t.streams.c.model == model, t.verdicts.c.verdict != "snooze")
             .order_by(t.verdicts.c.id)
         )
         rows = self.database.read(lambda connection: connection.execute(query).all())

@@ -156,8 +156,12 @@ alerts = sa.Table(
     sa.Column("p_value", sa.Float, nullable=False),
     sa.Column("reasons", sa.JSON, nullable=False),
     sa.Column("values", sa.JSON, nullable=False),
+    sa.Column("at", Moment),  # the row's own time, if it has one
+    _text("entity", 200, nullable=True),  # what the row is about: a machine, a shop
+    sa.Column("excess", sa.Float),  # score / highest score of a calibration row; comparable between models
     _created(),
     sa.UniqueConstraint("partition_id", "row"),
+    sa.Index(None, "excess"),
 )
 
 # Append-only: the database itself refuses to change or delete one.
@@ -169,8 +173,22 @@ verdicts = sa.Table(
     _text("verdict", 16),
     _text("author", 128),
     sa.Column("note", sa.Text, nullable=False),
+    sa.Column("until", Moment),  # of a snooze
     _created(),
     sa.Index(None, "alert_id"),
+)
+
+# Rules that people saved for a stream; the latest counts, an empty one means "as the job says".
+rules = sa.Table(
+    "rules",
+    metadata,
+    _id(),
+    _to("streams"),
+    sa.Column("rule", sa.JSON, nullable=False),
+    _text("author", 128),
+    sa.Column("note", sa.Text, nullable=False),
+    _created(),
+    sa.Index(None, "stream_id"),
 )
 
 synthetics = sa.Table(

@@ -17,6 +17,7 @@ from tabdiff.store.ledger import Events, Runs, as_dicts
 from tabdiff.store.names import resolve
 from tabdiff.store.registry import Models, Sources, now
 from tabdiff.store.scores import Scores, Stream
+from tabdiff.store.triage import Triage
 
 _FOLDERS = ("models", "scores", "synthetic", "locks", "work")
 
@@ -26,13 +27,14 @@ class Workspace:
 
     Attributes:
         home: the folder with all files.
-        sources, models, scores, runs, events: the parts, each with its own verbs.
+        sources, models, scores, triage, runs, events: the parts, each with its own verbs.
     """
 
     def __init__(self, home: Path, database: Database) -> None:
         self.home, self.database = home, database
         self.sources, self.models = Sources(database), Models(home, database)
         self.scores, self.runs, self.events = Scores(home, database), Runs(home, database), Events(database)
+        self.triage = Triage(database)
 
     @classmethod
     def create(cls, home: Path | None = None, url: str | None = None) -> Workspace:
@@ -108,6 +110,18 @@ class Workspace:
             except sa.exc.IntegrityError:
                 continue
         return found
+
+    def synthetics(self, limit: int = 50, model: str | None = None) -> list[dict[str, Any]]:
+        """Synthetic sets, newest first, each with its model's name and version and the path of its folder (None: removed by gc)."""
+        query = (
+            sa.select(t.synthetics, t.models.c.name.label("model"), t.models.c.version)
+            .join(t.models, t.models.c.id == t.synthetics.c.model_id)
+            .where(*([t.models.c.name == model] if model else []))
+            .order_by(t.synthetics.c.id.desc())
+            .limit(limit)
+        )
+        found = as_dicts(self.database.read(lambda connection: connection.execute(query).all()))
+        return [{**row, "folder": str(self.home / row["folder"]) if row["folder"] else None} for row in found]
 
     def add_report(self, stream: Stream, verdict: str, detail: dict[str, Any], *, run_id: int | None = None) -> None:
         """Record what the monitor found."""

@@ -1,0 +1,205 @@
+"""The dashboard on a large workspace, as a browser sees it: first useful paint, page switch and filter; memory; ten people at once.
+
+    OMP_NUM_THREADS=1 python benchmarks/dashboard.py [--rows 1000000] [--alerts 10000] [--users 10] [--times 7] [--keep FOLDER]
+
+The workspace is real: a small model scores every row, in parts of a tenth, and a tenth of the alerts comes from each. Times are of a
+Chromium on the same machine, from the click (or the address) to the moment at which what was asked for is on the page, after
+one visit that warms the server. Ten people are ten tabs of one Chromium that all do the same at once, so on two cores the browser takes
+most of the time; `server CPU` says what one visit costs the server. Memory is that of the server's process, as RSS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tabdiff.operations import ScoreJob, TrainJob, score_new, train
+from tabdiff.store import Workspace
+from tests.browser import SIZES, dashboard
+
+PARTS, MACHINES = 10, 40
+
+
+def readings(rows: int, first: int, seed: int) -> pl.DataFrame:
+    """Six readings of forty machines, one row a second; one row in two hundred has a reading that does not fit."""
+    rng = np.random.default_rng(seed)
+    load = rng.beta(4, 3, rows)
+    values = {f"sensor_{k}": (k + 1) * load ** (1 + k / 4) + 0.05 * rng.standard_normal(rows) for k in range(6)}
+    odd, which = np.flatnonzero(rng.random(rows) < 0.005), rng.integers(6, size=rows)
+    for row in odd:
+        values[f"sensor_{which[row]}"][row] += rng.choice([-1, 1]) * rng.uniform(1, 4)
+    start = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=PARTS * rows)
+    moments = pl.datetime_range(
+        start, interval="1s", end=start + timedelta(seconds=(first + 1) * rows), eager=True, closed="left"
+    )
+    return pl.DataFrame(
+        {
+            "time": moments[first * rows : (first + 1) * rows],
+            "machine": [f"m{n}" for n in rng.integers(MACHINES, size=rows)],
+            **values,
+        }
+    )
+
+
+def fill(home: Path, rows: int, alerts: int) -> Workspace:
+    """A workspace with so many scored rows and alerts."""
+    workspace = Workspace.create(home / "home")
+    data = home / "data"
+    data.mkdir()
+    readings(4000, 0, 1).write_parquet(data / "0-fit.parquet")
+    workspace.sources.add("machines", location=str(data), keys=("time", "machine"))
+    columns = {"time": {"role": "time"}, "machine": {"role": "entity"}}
+    fit = {"network": {"width": 16, "blocks": 1}, "train": {"steps": 60}, "score": {"kernel_rows": 200}}
+    train(workspace, TrainJob.of(source="machines", model="machines", fit=fit, columns=columns))
+    (data / "0-fit.parquet").unlink()
+    for part in range(PARTS):
+        readings(rows // PARTS, part, 10 + part).write_parquet(data / f"{part + 1:02d}.parquet")
+    job = ScoreJob.of(source="machines", model="machines", contamination=alerts / rows, max_alerts=alerts)
+    done = score_new(workspace, job)
+    print(f"workspace: {done['rows']:,} rows scored, {done['flagged']:,} alerts", flush=True)
+    assert (done["rows"], done["flagged"]) == (rows, alerts)
+    return workspace
+
+
+def rss(pid: int) -> float:
+    """Megabytes."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024  # type: ignore[index]
+
+
+def cpu(pid: int) -> float:
+    """Seconds of processor time so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def timed(what: Callable[[], Awaitable[Any]]) -> float:
+    started = time.monotonic()
+    await what()
+    return time.monotonic() - started
+
+
+async def visit(context: Any, url: str, alerts: int) -> dict[str, float]:
+    """One person's way: open, look at the queue, filter it, open an alert, go back to the overview."""
+    page = await context.new_page()
+    page.set_default_timeout(120_000)
+    counted = page.get_by_test_id("stMetricValue").first
+
+    async def open_first() -> None:
+        await page.goto(url, wait_until="commit")
+        await counted.wait_for()
+        await page.locator("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg").first.wait_for()
+
+    async def to_queue() -> None:
+        await page.get_by_role("link", name="Anomalies").click()
+        await page.get_by_text(f"{alerts:,} alerts, most severe first").wait_for()
+        await page.locator("[data-testid=stDataFrame] canvas").first.wait_for()
+
+    async def narrow() -> None:
+        about = page.get_by_role("combobox", name="About")
+        await about.fill("m7")
+        await about.press("Enter")
+        await page.wait_for_function(
+            "all => { const t = document.body.innerText; return t.includes('alerts, most severe first') && !t.includes(all) }",
+            arg=f"{alerts:,} alerts, most",
+        )
+
+    async def next_page() -> None:
+        await page.get_by_role("button", name="Open the first").click()
+        await page.get_by_text("What carries the score").wait_for()
+
+    async def back() -> None:
+        await page.get_by_role("link", name="Overview").click()
+        await counted.wait_for()
+
+    found = {}
+    steps = {
+        "first useful paint": open_first,
+        "page switch: queue": to_queue,
+        "filter": narrow,
+        "open an alert": next_page,
+        "page switch: overview": back,
+    }
+    for name, step in steps.items():
+        found[name] = await timed(step)
+    await page.close()
+    return found
+
+
+async def measure(url: str, pid: int, alerts: int, users: int, times: int) -> None:
+    """Print what was measured."""
+    from playwright.async_api import async_playwright
+
+    program = next(found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name)))
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        width, height = SIZES["desktop"]
+
+        async def somebody() -> dict[str, float]:
+            context = await browser.new_context(
+                viewport={"width": width, "height": height}, timezone_id="Europe/Berlin"
+            )
+            try:
+                return await visit(context, url, alerts)
+            finally:
+                await context.close()
+
+        print(f"server after its start: {rss(pid):.0f} MB")
+        first = await somebody()
+        print("very first visit: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in first.items()))
+        before = cpu(pid)
+        alone = [await somebody() for _ in range(times)]
+        each = (cpu(pid) - before) / times
+        print(f"\n| one person, {times} visits | median s | worst s |\n|---|---|---|")
+        for name in alone[0]:
+            seconds = sorted(visit[name] for visit in alone)
+            print(f"| {name} | {seconds[len(seconds) // 2]:.2f} | {seconds[-1]:.2f} |")
+        print(
+            f"\nserver CPU: {each:.2f} s for one visit of five steps; {rss(pid):.0f} MB; load {os.getloadavg()[0]:.1f}"
+        )
+        before = cpu(pid)
+        together = await asyncio.gather(*(somebody() for _ in range(users)))
+        print(f"\n| {users} people at once | median s | worst s |\n|---|---|---|")
+        for name in together[0]:
+            seconds = sorted(visit[name] for visit in together)
+            print(f"| {name} | {seconds[len(seconds) // 2]:.2f} | {seconds[-1]:.2f} |")
+        print(
+            f"\nserver CPU: {(cpu(pid) - before) / users:.2f} s for one visit; {rss(pid):.0f} MB; load {os.getloadavg()[0]:.1f}"
+        )
+        await browser.close()
+
+
+def main() -> None:
+    """Fill a workspace, or take the one that is there, and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--alerts", type=int, default=10_000)
+    parser.add_argument("--users", type=int, default=10)
+    parser.add_argument("--times", type=int, default=7)
+    parser.add_argument("--keep", type=Path, help="folder to keep the workspace in, and to take it from if it is there")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "home").exists():
+            fill(folder, options.rows, options.alerts)
+        with dashboard(folder / "home", folder) as started:
+            asyncio.run(measure(started.url, started.process.pid, options.alerts, options.users, options.times))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The web server around the pages: it answers to known names only, and tells browsers not to be framed or to guess types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from streamlit.runtime.pages_manager import PagesManager
+from streamlit.web.server.starlette.starlette_websocket import is_host_allowed
+
+_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "content-security-policy": "frame-ancestors 'none'; object-src 'none'; base-uri 'self'; form-action 'self'",
+}
+
+
+class Guard:
+    """Refuses requests under unknown names, so that no other page can reach this one by a name it owns; adds headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)  # Streamlit checks the name of web sockets itself
+            return
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message.get("headers", []),
+                    *((name.encode(), value.encode()) for name, value in _HEADERS.items()),
+                ]
+            await send(message)
+
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        if not is_host_allowed(host):
+            await answer({"type": "http.response.start", "status": 421, "headers": [(b"content-type", b"text/plain")]})
+            await answer({"type": "http.response.body", "body": b"This server is not known under that name.\n"})
+            return
+        await self.app(scope, receive, answer)
+
+
+# A folder named pages makes Streamlit run a page's file by itself when its address is opened first. Ours run inside app.py only,
+# which asks who is there; every page asks again.
+PagesManager.uses_pages_directory = False
+app = st.App(Path(__file__).parent / "app.py", middleware=[Middleware(Guard)])

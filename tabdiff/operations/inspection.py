@@ -1,0 +1,99 @@
+"""Everything that can be said of one alert: parts of the score, what was expected, the smallest repair, the nearest normal rows."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from tabdiff.columns import Kind
+from tabdiff.errors import ConfigError, StoreError
+from tabdiff.feedback import Memory
+from tabdiff.operations.training import REFERENCE
+from tabdiff.store import Workspace
+
+if TYPE_CHECKING:
+    from tabdiff.model import Model
+
+_NEAREST, _NORMAL = 3, 0.05  # rows shown, and the p-value above which a row is normal
+_MOST_COMPARED = 2000
+
+
+def inspect(workspace: Workspace, alert_id: int) -> dict[str, Any]:
+    """Explain an alert with the version that raised it, or the champion if that one is retired.
+
+    Args:
+        workspace: where alert and model are.
+        alert_id: number of the alert.
+
+    Returns:
+        version and whether it is the one that scored; contributions by column; reasons with value, expected, low, high, likely and
+        repaired; repair, repaired_p_value and whether that is normal; nearest: rows that no version was fitted on and that are
+        normal, nearest first.
+
+    Raises:
+        StoreError: no such alert, or no version is left to explain it.
+        SchemaError: the champion cannot read the row any more.
+        RuntimeUnavailable: nothing is installed that runs the model.
+    """
+    alert = workspace.triage.get(alert_id)
+    version = workspace.models.by_id(alert["model_id"])
+    own = version.folder is not None
+    if not own:
+        version = workspace.models.get(alert["model"])
+    if version.folder is None:
+        raise StoreError(f"no version of {alert['model']!r} is left to explain alert {alert_id}. Train one.")
+    model = _load(version.folder / "bundle")
+    frame = _row(alert["values"], model)
+    (found,) = model.explain(frame, [0])
+    return {
+        "version": version.version,
+        "own": own,
+        "contributions": found.contributions,
+        "reasons": [vars(reason) for reason in found.reasons],
+        "repair": found.repair,
+        "repaired_p_value": found.repaired_p_value,
+        "normal": found.normal,
+        "nearest": _nearest(model, frame, version.folder / REFERENCE),
+    }
+
+
+@functools.lru_cache(maxsize=4)
+def _load(folder: Path) -> Model:
+    from tabdiff.loading import load
+
+    return load(folder)  # a version never changes
+
+
+def _row(values: dict[str, Any], model: Model) -> pl.DataFrame:
+    """The row of an alert as a table; times were kept as text."""
+    frame = pl.DataFrame([values], infer_schema_length=None, strict=False)
+    times = [
+        column.name
+        for column in model.schema.columns
+        if column.kind is Kind.DATETIME and not column.time_format and frame.schema.get(column.name) == pl.String
+    ]
+    return frame.with_columns(frame[name].str.to_datetime(strict=False).alias(name) for name in times)
+
+
+def _nearest(model: Model, frame: pl.DataFrame, reference: Path) -> list[dict[str, Any]]:
+    """The nearest of the rows put aside that are normal, in the metric of the view that compares rows."""
+    if not reference.is_file():
+        return []
+    rows = pl.read_parquet(reference, n_rows=_MOST_COMPARED)
+    try:
+        memory = Memory.of(model.codec, model.bundle.tensors)
+        slots, transform = memory.slots, memory.transform
+    except ConfigError:  # it keeps no rows; these are not its own
+        slots = model.codec.layout.view("raw")
+        transform = np.eye(slots.stop - slots.start)
+    one, others = (model.codec.encode(model.schema.conform(f)).x[:, slots] @ transform for f in (frame, rows))
+    distance = np.sqrt(((others - one) ** 2).sum(axis=1))
+    order = np.argsort(distance, kind="stable")[: 10 * _NEAREST]
+    normal = model.score(rows[order.tolist()]).p_value > _NORMAL
+    chosen = [int(place) for place, fine in zip(order, normal, strict=True) if fine][:_NEAREST]
+    shown = rows.select(pl.all().cast(pl.String, strict=False))
+    return [shown.row(place, named=True) for place in chosen]
