@@ -30,6 +30,7 @@ from tabdiff.nn.runtime import TorchRuntime, resolve_device, threads
 from tabdiff.nn.train import TrainEvent, train
 from tabdiff.schema import Role, Schema
 from tabdiff.series import Grid, Recording
+from tabdiff.series_generation import levels_of
 from tabdiff.series_model import SeriesModel
 from tabdiff.series_scoring import TrackScorer, combine_places
 from tabdiff.tracks import Plan, Track, prepared, starts_of, units_of
@@ -145,6 +146,8 @@ def _fit(
         "window": window,
         "spans": [span.to_json() for span in spans],
         "silence": _longest_silence(recordings, codec),
+        "next": max(recording.first + len(recording.recorded) for recording in recordings),
+        "levels": levels_of(conformed, codec),
     }
     tensors = {f"score.{name}": value.cpu().numpy() for name, value in score.state_dict().items()}
     described["band"] = _band(Expectation(codec, tensors, spans), tracks)

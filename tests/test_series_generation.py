@@ -1,0 +1,170 @@
+"""Drawn, forecast, translated and filled series, compared with what is known in closed form of the processes they learn from."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from tabdiff import FitConfig, SeriesModel, fit_series
+from tabdiff.codenoising import Known, Posterior, SeriesSampler
+from tabdiff.errors import ConfigError, SchemaError
+from tabdiff.layout import Layout, Unit
+from tabdiff.loading import load_series
+
+PHI, TOGETHER, WINDOW = 0.9, 0.8, 16
+START = datetime(2024, 3, 1)
+
+
+def autoregression(places: int, seed: int = 0) -> pl.DataFrame:
+    """Two AR(1) sensors of variance 1 and autocorrelation PHI^lag, whose correlation is TOGETHER at each lag's decay."""
+    rng = np.random.default_rng(seed)
+    noise = rng.multivariate_normal([0, 0], [[1, TOGETHER], [TOGETHER, 1]], places) * (1 - PHI**2) ** 0.5
+    x = np.zeros((places, 2))
+    x[0] = noise[0] / (1 - PHI**2) ** 0.5
+    for k in range(1, places):
+        x[k] = PHI * x[k - 1] + noise[k]
+    stamps = [START + timedelta(minutes=10 * k) for k in range(places)]
+    return pl.DataFrame({"at": stamps, "a": 20 + 2 * x[:, 0], "b": x[:, 1]})
+
+
+def fitted(frame: pl.DataFrame, steps: int = 20, **series: object) -> SeriesModel:
+    options = {"series": {"time": "at", "window": WINDOW, **series}, "train": {"steps": steps, "batch_size": 32}}
+    return fit_series(frame, FitConfig.model_validate(options))
+
+
+@pytest.fixture(scope="module")
+def model() -> SeriesModel:
+    return fitted(autoregression(6000))
+
+
+def autocorrelation(values: np.ndarray, lag: int) -> float:
+    z = values - values.mean()
+    return float((z[:-lag] * z[lag:]).mean() / z.var())
+
+
+def test_windows_have_the_covariance_of_the_process(model: SeriesModel) -> None:
+    drawn = model.sample(windows=600, seed=1)
+    assert drawn.columns == ["series", "at", "a", "b"]
+    assert drawn.schema["at"] == pl.Datetime("us")
+    assert drawn.height == 600 * WINDOW
+    a = (drawn["a"].to_numpy().reshape(600, WINDOW) - 20) / 2
+    b = drawn["b"].to_numpy().reshape(600, WINDOW)
+    lag = np.abs(np.subtract.outer(np.arange(WINDOW), np.arange(WINDOW)))
+    assert np.abs(a.T @ a / 600 - PHI**lag).max() < 0.25  # 600 windows of a process estimated from 6000 places
+    assert np.abs(a.T @ b / 600 - TOGETHER * PHI**lag).max() < 0.25
+    first = drawn["at"][0]
+    assert first == START + timedelta(minutes=60_000)  # the grid goes on after training
+    assert drawn["at"][1] - first == timedelta(minutes=10)
+
+
+def test_a_long_series_has_no_seams(model: SeriesModel) -> None:
+    drawn = model.sample(length=6000, seed=2)
+    assert drawn.columns == ["at", "a", "b"]
+    a = drawn["a"].to_numpy()
+    step = np.abs(np.diff(a))
+    seams = np.zeros(len(step), bool)
+    seams[WINDOW // 2 - 1 :: WINDOW // 2] = True
+    assert 0.9 < step[seams].mean() / step[~seams].mean() < 1.1
+    assert a.std() == pytest.approx(2, abs=0.35)
+    for lag in (1, 4, WINDOW // 2, WINDOW, WINDOW + 4):
+        assert autocorrelation(a, lag) == pytest.approx(PHI**lag, abs=0.12)
+    assert np.corrcoef(a, drawn["b"].to_numpy())[0, 1] == pytest.approx(TOGETHER, abs=0.07)
+
+
+def test_a_series_depends_on_its_seed_and_number_only(model: SeriesModel) -> None:
+    some, more = model.sample(length=40, series=2, seed=3), model.sample(length=40, series=4, seed=3)
+    assert_frame_equal(some, more.filter(pl.col("series") < 2), abs_tol=1e-4)
+    assert_frame_equal(some, model.sample(length=40, series=2, seed=3))
+    assert not some["a"].equals(model.sample(length=40, series=2, seed=4)["a"])
+
+
+def test_a_series_may_be_shorter_than_a_window(model: SeriesModel) -> None:
+    drawn = model.sample(length=5, start=datetime(2025, 1, 1))
+    assert drawn["at"].to_list() == [datetime(2025, 1, 1) + timedelta(minutes=10 * k) for k in range(5)]
+
+
+def test_a_forecast_has_the_conditional_distribution(model: SeriesModel) -> None:
+    history = autoregression(40, seed=5)
+    drawn = model.sample(given=history, length=8, series=400, seed=6)
+    assert drawn.height == 400 * 48
+    futures = drawn.filter(pl.col("at") > history["at"][-1])["a"].to_numpy().reshape(400, 8)
+    assert_frame_equal(drawn[:40].drop("series"), history)
+    ahead = np.arange(1, 9)
+    last = (history["a"][-1] - 20) / 2
+    z = (futures - 20) / 2
+    assert np.abs(z.mean(axis=0) - last * PHI**ahead).max() < 0.2
+    assert np.abs(z.std(axis=0) - np.sqrt(1 - PHI ** (2 * ahead))).max() < 0.15
+
+
+def test_other_sensors_are_taken_into_account(model: SeriesModel) -> None:
+    truth = autoregression(60, seed=7)
+    drawn = model.sample(given=truth.drop("b"), series=200, seed=8)
+    b = drawn["b"].to_numpy().reshape(200, 60)
+    # The two have the same dynamics, so b given all of a is TOGETHER times a, plus an AR(1) of what is left.
+    expected = TOGETHER * (truth["a"].to_numpy() - 20) / 2
+    assert np.abs(b.mean(axis=0) - expected).mean() < 0.12
+    assert b.std(axis=0).mean() == pytest.approx((1 - TOGETHER**2) ** 0.5, abs=0.08)
+
+
+def test_gaps_get_their_conditional_mean_and_honest_intervals(model: SeriesModel) -> None:
+    truth = autoregression(1500, seed=9)
+    rng = np.random.default_rng(0)
+    gone = rng.choice(np.arange(1, 1499), 120, replace=False)
+    a = truth["a"].to_list()
+    for k in gone:
+        a[k] = None
+    b = truth["b"].set(pl.Series(np.isin(np.arange(1500), gone)), None)
+    frame = truth.with_columns(pl.Series("a", a), b)
+    reports: list[object] = []
+    filled = model.impute(frame, draws=20, interval=0.8, on_report=reports.append)
+    alone = [k for k in gone if not {k - 1, k + 1} & set(gone.tolist())]
+    z = (truth["a"].to_numpy() - 20) / 2
+    expected = np.array([PHI / (1 + PHI**2) * (z[k - 1] + z[k + 1]) for k in alone])
+    found = (filled["a"].to_numpy()[alone] - 20) / 2
+    assert np.abs(found - expected).mean() < 0.12
+    within = (filled["a_low"] <= truth["a"]) & (truth["a"] <= filled["a_high"])
+    assert within.to_numpy()[gone].mean() == pytest.approx(0.8, abs=0.12)
+    assert filled["a_low"].null_count() == 1500 - 120
+    kept = np.setdiff1d(np.arange(1500), gone)
+    assert_frame_equal(filled[kept].select(frame.columns), truth[kept])
+    (report,) = reports
+    assert report["a"].cells == 120  # type: ignore[index]
+    assert set(report["a"].errors) >= {"model", "linear", "neighbours"}  # type: ignore[index]
+
+
+def test_the_posterior_is_that_of_a_gaussian() -> None:
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(9, 9))
+    covariance, sigma = root @ root.T, 0.7
+    variance, basis = np.linalg.eigh(covariance)
+    x0 = root @ rng.normal(size=9)
+    x = x0 + sigma * rng.normal(size=9)
+    denoised = covariance @ np.linalg.solve(covariance + sigma**2 * np.eye(9), x)
+    for known in ([0, 3], [0, 1, 2, 4, 5, 7]):
+        mask = np.isin(np.arange(9), known)
+        # The joint of the whole, its noisy observation and some exact ones, conditioned the long way.
+        seen = np.concatenate([covariance, covariance[:, mask]], axis=1)
+        both = np.block(
+            [[covariance + sigma**2 * np.eye(9), covariance[:, mask]], [covariance[mask], covariance[np.ix_(mask, mask)]]]
+        )
+        expected = seen @ np.linalg.solve(both, np.concatenate([x, x0[mask]]))
+        posterior = Posterior(basis, variance)
+        found = posterior.given(denoised[None], mask[None], x0[None], sigma)[0]
+        assert np.allclose(found, expected, atol=1e-6)
+
+
+def test_a_fall_of_temperature_is_carried_over(model: SeriesModel) -> None:
+    truth = autoregression(80, seed=11)
+    high = model.translate(truth, {"a": (truth["a"] + 4).to_list()}, strength=0.7, seed=1)
+    assert_frame_equal(high.select("at"), truth.select("at"))
+    assert (high["a"] - truth["a"]).to_numpy() == pytest.approx(4)
+    moved = high["b"].to_numpy() - truth["b"].to_numpy()
+    assert 0.8 < moved.mean() < 2.2  # TOGETHER x 4 / 2 = 1.6, less what the start holds on to
+    assert np.corrcoef(high["b"].to_numpy(), truth["b"].to_numpy())[0, 1] > 0.8
+    kept = model.translate(truth, {"a": 24.0}, keep=["b"])
+    assert kept["b"].equals(truth["b"])
