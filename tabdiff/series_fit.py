@@ -43,7 +43,7 @@ _STRETCH = 4  # windows in a stretch that is held out
 _TURNS = 5  # parts of time that are held out in turn ...
 _TURNS_BELOW = 50_000  # ... below so many places; above, one part is enough
 _MOST_WINDOWS = 8192  # that programs are fitted to; drawn at random
-_SLOTS = 1024  # of a window of the network: longer ones are cut
+_SLOTS = 2048  # of a window of the network: longer ones are cut
 _TRAINING_WINDOWS = 100_000
 
 
@@ -204,7 +204,7 @@ def choose_window(recordings: Sequence[Recording], wanted: int | None) -> int:
     """
     places = sum(len(recording.recorded) for recording in recordings)
     longest = max(len(recording.recorded) for recording in recordings)
-    most = min(places // _STRETCHES, longest // 2)
+    most = min(places // _STRETCHES, longest if wanted else longest // 2)
     if most < (wanted or _LEAST_WINDOW):
         need = _STRETCHES * (wanted or _LEAST_WINDOW)
         cure = f"Collect more, or take a shorter window (series.window, at least {_LEAST_WINDOW})."
@@ -418,14 +418,13 @@ def _report(
 
 def _describe(denoiser: Denoiser, report: dict[str, Any]) -> dict[str, Any]:
     process = denoiser.process
-    first: Any = denoiser.blocks[0]
     return {
         "sigma_min": process.sigma_min,
         "sigma_max": process.sigma_max,
         "rho": process.rho,
         "length": denoiser.length,
-        "width": denoiser.read.out_features,
-        "blocks": len(denoiser.blocks),
-        "dropout": float(first.dropout.p),
+        "width": denoiser.width,
+        "blocks": denoiser.depth,
+        "dropout": denoiser.dropout,
         "report": report,
     }

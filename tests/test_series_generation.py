@@ -11,9 +11,8 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from tabdiff import FitConfig, SeriesModel, fit_series
-from tabdiff.codenoising import Known, Posterior, SeriesSampler
+from tabdiff.codenoising import Posterior
 from tabdiff.errors import ConfigError, SchemaError
-from tabdiff.layout import Layout, Unit
 from tabdiff.loading import load_series
 
 PHI, TOGETHER, WINDOW = 0.9, 0.8, 16
@@ -32,8 +31,10 @@ def autoregression(places: int, seed: int = 0) -> pl.DataFrame:
     return pl.DataFrame({"at": stamps, "a": 20 + 2 * x[:, 0], "b": x[:, 1]})
 
 
-def fitted(frame: pl.DataFrame, steps: int = 20, **series: object) -> SeriesModel:
-    options = {"series": {"time": "at", "window": WINDOW, **series}, "train": {"steps": steps, "batch_size": 32}}
+def fitted(frame: pl.DataFrame, **series: object) -> SeriesModel:
+    """A model that learned no more than the covariance: its denoiser is the exact one of a Gaussian process."""
+    train = {"steps": 1, "batch_size": 32, "learning_rate": 1e-7}
+    options = {"series": {"time": "at", "window": WINDOW, **series}, "train": train}
     return fit_series(frame, FitConfig.model_validate(options))
 
 
@@ -112,16 +113,16 @@ def test_other_sensors_are_taken_into_account(model: SeriesModel) -> None:
 
 
 def test_gaps_get_their_conditional_mean_and_honest_intervals(model: SeriesModel) -> None:
-    truth = autoregression(1500, seed=9)
+    truth = autoregression(900, seed=9)
     rng = np.random.default_rng(0)
-    gone = rng.choice(np.arange(1, 1499), 120, replace=False)
+    gone = rng.choice(np.arange(1, 899), 90, replace=False)
     a = truth["a"].to_list()
     for k in gone:
         a[k] = None
-    b = truth["b"].set(pl.Series(np.isin(np.arange(1500), gone)), None)
+    b = truth["b"].set(pl.Series(np.isin(np.arange(900), gone)), None)
     frame = truth.with_columns(pl.Series("a", a), b)
     reports: list[object] = []
-    filled = model.impute(frame, draws=20, interval=0.8, on_report=reports.append)
+    filled = model.impute(frame, draws=15, interval=0.8, on_report=reports.append)
     alone = [k for k in gone if not {k - 1, k + 1} & set(gone.tolist())]
     z = (truth["a"].to_numpy() - 20) / 2
     expected = np.array([PHI / (1 + PHI**2) * (z[k - 1] + z[k + 1]) for k in alone])
@@ -129,11 +130,11 @@ def test_gaps_get_their_conditional_mean_and_honest_intervals(model: SeriesModel
     assert np.abs(found - expected).mean() < 0.12
     within = (filled["a_low"] <= truth["a"]) & (truth["a"] <= filled["a_high"])
     assert within.to_numpy()[gone].mean() == pytest.approx(0.8, abs=0.12)
-    assert filled["a_low"].null_count() == 1500 - 120
-    kept = np.setdiff1d(np.arange(1500), gone)
+    assert filled["a_low"].null_count() == 900 - 90
+    kept = np.setdiff1d(np.arange(900), gone)
     assert_frame_equal(filled[kept].select(frame.columns), truth[kept])
     (report,) = reports
-    assert report["a"].cells == 120  # type: ignore[index]
+    assert report["a"].cells == 90  # type: ignore[index]
     assert set(report["a"].errors) >= {"model", "linear", "neighbours"}  # type: ignore[index]
 
 
@@ -150,7 +151,10 @@ def test_the_posterior_is_that_of_a_gaussian() -> None:
         # The joint of the whole, its noisy observation and some exact ones, conditioned the long way.
         seen = np.concatenate([covariance, covariance[:, mask]], axis=1)
         both = np.block(
-            [[covariance + sigma**2 * np.eye(9), covariance[:, mask]], [covariance[mask], covariance[np.ix_(mask, mask)]]]
+            [
+                [covariance + sigma**2 * np.eye(9), covariance[:, mask]],
+                [covariance[mask], covariance[np.ix_(mask, mask)]],
+            ]
         )
         expected = seen @ np.linalg.solve(both, np.concatenate([x, x0[mask]]))
         posterior = Posterior(basis, variance)
@@ -168,3 +172,117 @@ def test_a_fall_of_temperature_is_carried_over(model: SeriesModel) -> None:
     assert np.corrcoef(high["b"].to_numpy(), truth["b"].to_numpy())[0, 1] > 0.8
     kept = model.translate(truth, {"a": 24.0}, keep=["b"])
     assert kept["b"].equals(truth["b"])
+
+
+def test_what_repeats_is_drawn_as_it_was_recorded() -> None:
+    """Machines with units of their own, a sensor of few values, whole numbers, and a switch that says where the level is."""
+    rng = np.random.default_rng(0)
+    tables = []
+    for entity, level in (("x", 100.0), ("y", 500.0)):
+        on = np.repeat(rng.integers(0, 2, 60), 20)
+        wave = np.sin(np.arange(1200) / 3) + 3 * on + rng.normal(0, 0.1, 1200)
+        tables.append(
+            pl.DataFrame(
+                {
+                    "at": np.arange(1200),
+                    "machine": entity,
+                    "flow": (level + 20 * wave).round().astype(int),
+                    "step": rng.integers(0, 4, 1200) * 10,
+                    "mode": np.where(on, "on", "off"),
+                }
+            )
+        )
+    frame = pl.concat(tables)
+    model = fitted(frame, entity="machine", normalise="entity")
+    drawn = model.sample(windows=80, seed=1)
+    assert drawn.schema == {"series": pl.Int64, **frame.select("machine", "at", "flow", "step", "mode").schema}
+    assert set(drawn["step"]) <= {0, 10, 20, 30}
+    assert set(drawn["mode"]) == {"on", "off"}
+    assert drawn["at"].min() == 1200
+    middle = drawn.group_by("machine").agg(pl.col("flow").mean()).sort("machine")["flow"].to_list()
+    assert middle == pytest.approx([130, 530], abs=12)
+    only = model.sample(length=30, entity="y")
+    assert set(only["machine"]) == {"y"}
+    assert only["flow"].min() > 400
+    on = model.sample(given=pl.DataFrame({"at": np.arange(64), "machine": "x", "mode": "on"}), series=10, seed=2)
+    assert set(on["mode"]) == {"on"}
+    gaps = frame.with_columns(pl.when(pl.col("at") % 50 == 7).then(None).otherwise("mode").alias("mode"))
+    filled = model.impute(gaps, draws=3, steps=8)
+    assert (filled["mode"] == frame["mode"]).to_numpy().mean() > 0.99
+    assert filled.schema == frame.schema
+
+
+def test_silent_places_come_back_if_asked_for(model: SeriesModel) -> None:
+    truth = autoregression(60, seed=13)
+    frame = pl.concat([truth[:30], truth[33:]])
+    assert model.impute(frame, draws=3).equals(frame)
+    whole = model.impute(frame, draws=20, interval=0.9, every_place=True)
+    assert whole["at"].equals(truth["at"])
+    assert whole.null_count().select("a", "b").row(0) == (0, 0)
+    assert whole["a_low"].null_count() == 57
+    assert (whole["a_low"] <= whole["a_high"]).all()
+
+
+def test_a_straight_line_is_filled_by_one() -> None:
+    frame = pl.DataFrame({"at": np.arange(800), "a": np.abs(np.arange(800) % 200 - 100) * 1.0})
+    model = fitted(frame)
+    gone = np.isin(np.arange(800), np.arange(10, 800, 17))
+    reports: list[object] = []
+    filled = model.impute(
+        frame.with_columns(pl.col("a").set(pl.Series(gone), None)), draws=3, steps=6, on_report=reports.append
+    )
+    assert reports[0]["a"].method == "linear"  # type: ignore[index]
+    assert np.abs(filled["a"].to_numpy() - frame["a"].to_numpy()).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either length or windows"),
+        ({"length": 3, "windows": 3}, "either length or windows"),
+        ({"length": 0}, "length is at least 1"),
+        ({"length": 3, "series": 0}, "series is at least 1"),
+        ({"length": 3, "entity": "x"}, "entity names a machine"),
+        ({"given": autoregression(5), "start": START}, "given rows say entity and time"),
+    ],
+)
+def test_contradictions_are_refused(model: SeriesModel, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model.sample(**options)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_given_is_refused(model: SeriesModel) -> None:
+    with pytest.raises(SchemaError, match="given rows hold a sensor"):
+        model.sample(given=pl.DataFrame({"at": [START]}))
+    with pytest.raises(ConfigError, match="there is no sensor 'c'"):
+        model.translate(autoregression(20), {"c": 1.0})
+    with pytest.raises(ConfigError, match=r"changed or kept; got 'a'"):
+        model.translate(autoregression(20), {"a": 1.0}, keep=["a"])
+    with pytest.raises(ConfigError, match="needs at least 20 draws"):
+        model.impute(autoregression(20), draws=5, interval=0.9)
+
+
+def test_the_network_learns_what_is_not_gaussian_and_runs_in_onnx(tmp_path: Path) -> None:
+    """Waves of one of two levels: their windows have two modes, which the best linear denoiser smears together."""
+    from onnx_export.export import export
+
+    rng = np.random.default_rng(0)
+    level = np.repeat(rng.integers(0, 2, 100) * 2 - 1, 16)
+    frame = pl.DataFrame({"at": np.arange(1600), "a": level + 0.1 * rng.normal(size=1600)})
+    options = {
+        "series": {"time": "at", "window": 8},
+        "train": {"steps": 250, "batch_size": 64},
+        "network": {"width": 32},
+    }
+    model = fit_series(frame, FitConfig.model_validate(options))
+    drawn = np.abs(model.sample(windows=300, seed=1)["a"].to_numpy())
+    linear = fit_series(frame, FitConfig.model_validate({**options, "train": {"steps": 1, "learning_rate": 1e-7}}))
+    smeared = np.abs(linear.sample(windows=300, seed=1)["a"].to_numpy())
+    assert np.mean((drawn > 0.6) & (drawn < 1.4)) > 0.85
+    assert np.mean((drawn > 0.6) & (drawn < 1.4)) > np.mean((smeared > 0.6) & (smeared < 1.4)) + 0.05
+    model.save(tmp_path / "model")
+    export(tmp_path / "model")
+    compiled = load_series(tmp_path / "model", runtime="onnx")
+    assert_frame_equal(
+        compiled.sample(length=30, series=2, seed=4), model.sample(length=30, series=2, seed=4), abs_tol=1e-3
+    )
