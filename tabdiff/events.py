@@ -19,6 +19,8 @@ from jaxtyping import Bool, Float
 
 from tabdiff.errors import ConfigError
 
+_Flag = tuple[int, float, tuple[float, ...], bool]
+
 
 @dataclass(frozen=True)
 class EventRules:
@@ -52,6 +54,8 @@ class Event:
         severity: that score.
         flagged: how many places are flagged.
         contributions: what each sensor adds to the scores of the flagged places, summed.
+        core: first and last flagged place that itself held something unexpected. A window is abnormal as a whole, so flags
+            reach about half a window farther than what caused them.
         open: it may still go on.
     """
 
@@ -61,6 +65,7 @@ class Event:
     severity: float
     flagged: int
     contributions: tuple[float, ...]
+    core: tuple[int, int] | None = None
     open: bool = False
 
     def sensors(self, names: Iterable[str], share: float = 0.8) -> list[tuple[str, float]]:
@@ -81,12 +86,12 @@ class EventTracker:
     """The state between places: flags that may still open an event, and the event that is open.
 
     Attributes:
-        waiting: (place, score, contributions) of recent flags that have not opened an event.
+        waiting: (place, score, contributions, unexpected) of recent flags that have not opened an event.
         current: the event that may still go on.
     """
 
     rules: EventRules
-    waiting: list[tuple[int, float, tuple[float, ...]]] = field(default_factory=list)
+    waiting: list[_Flag] = field(default_factory=list)
     current: Event | None = None
 
     def push(
@@ -95,13 +100,15 @@ class EventTracker:
         scores: Float[np.ndarray, " k"],
         flagged: Bool[np.ndarray, " k"],
         contributions: Float[np.ndarray, "k c"],
+        unexpected: Bool[np.ndarray, " k"] | None = None,
     ) -> list[Event]:
         """Take K places from `first` on, later than all before; return the events that have ended."""
         ended = []
         for index in np.flatnonzero(flagged).tolist():
             place = first + index
             ended += self._close_before(place)
-            flag = (place, float(scores[index]), tuple(contributions[index].tolist()))
+            own = unexpected is not None and bool(unexpected[index])
+            flag = (place, float(scores[index]), tuple(contributions[index].tolist()), own)
             if self.current is not None:
                 self.current = _longer(self.current, flag)
                 continue
@@ -133,21 +140,25 @@ class EventTracker:
         """Rebuild from `to_json`."""
         current = values["current"]
         if current is not None:
-            current = Event(**{**current, "contributions": tuple(current["contributions"])})
-        waiting = [(place, score, tuple(parts)) for place, score, parts in values["waiting"]]
+            core = None if current["core"] is None else tuple(current["core"])
+            current = Event(**{**current, "contributions": tuple(current["contributions"]), "core": core})
+        waiting = [(place, score, tuple(parts), own) for place, score, parts, own in values["waiting"]]
         return cls(EventRules(**values["rules"]), waiting, current)
 
 
-def _opened(flags: list[tuple[int, float, tuple[float, ...]]]) -> Event:
-    place, score, parts = flags[0]
-    event = Event(place, place, place, score, 1, parts, open=True)
+def _opened(flags: list[_Flag]) -> Event:
+    place, score, parts, own = flags[0]
+    event = Event(place, place, place, score, 1, parts, (place, place) if own else None, open=True)
     for flag in flags[1:]:
         event = _longer(event, flag)
     return event
 
 
-def _longer(event: Event, flag: tuple[int, float, tuple[float, ...]]) -> Event:
-    place, score, parts = flag
+def _longer(event: Event, flag: _Flag) -> Event:
+    place, score, parts, own = flag
+    core = event.core
+    if own:
+        core = (core[0] if core else place, place)
     higher = score > event.severity
     return Event(
         event.start,
@@ -156,5 +167,6 @@ def _longer(event: Event, flag: tuple[int, float, tuple[float, ...]]) -> Event:
         score if higher else event.severity,
         event.flagged + 1,
         tuple(a + b for a, b in zip(event.contributions, parts, strict=True)),
+        core,
         open=True,
     )

@@ -345,7 +345,7 @@ def _stamps(values: pl.Series, unit: str) -> Int[np.ndarray, " n"]:
             values = values.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
         return np.asarray(values.cast(pl.Datetime("us")).to_physical().to_numpy())
     if unit == "seconds":
-        return np.rint(values.to_numpy() * _SECOND).astype(np.int64)
+        return np.asarray(np.rint(values.to_numpy() * _SECOND), np.int64)
     return np.asarray(values.cast(pl.Int64).to_numpy())
 
 

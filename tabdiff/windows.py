@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
 LEAST_RECORDED = 0.5  # share of a window's places that must hold something for the window to be judged
-_STEPS = 16  # of a span; longer ones are averaged down to so many
+_SLOTS = 512  # steps times slots of a span, about
+_FEWEST_STEPS, _MOST_STEPS = 16, 64  # of a span; longer ones are averaged down to so many
 
 
 @dataclass(frozen=True)
@@ -40,32 +41,29 @@ class Span:
         return asdict(self)
 
 
-def spans_of(window: int) -> tuple[Span, ...]:
-    """What a window is judged at: the last 16 places one by one, and twice as many with each pair averaged, and so on.
+def spans_of(window: int, slots: int) -> tuple[Span, ...]:
+    """What a window of places of so many slots is judged at: its last places one by one, and twice as many with each pair averaged, and so on.
 
-    Short spans see quick faults early, long ones slow drifts; all have about as many steps. They end where the window ends,
-    so the newest place is judged by the short ones first.
+    Short spans see quick faults early, long ones slow drifts; all have about as many steps, fewer where there are many sensors.
+    They end where the window ends, so the newest place is judged by the short ones first.
     """
-    lengths = []
-    length = window
-    while length > _STEPS:
-        lengths.append(length)
-        length //= 2
-    lengths.append(length)
+    steps = int(np.clip(2 ** int(np.log2(max(1, _SLOTS // slots))), _FEWEST_STEPS, _MOST_STEPS))
+    lengths = [window]
+    while lengths[-1] > steps:
+        lengths.append(lengths[-1] // 2)
     spans = []
     for length in reversed(lengths):
-        pool = max(1, length // _STEPS)
+        pool = max(1, length // steps)
         spans.append(Span(window - pool * (length // pool), pool * (length // pool), pool))
     return tuple(spans)
 
 
-def window_starts(recorded: Bool[np.ndarray, " k"], length: int, stride: int = 1) -> Int[np.ndarray, " b"]:
+def window_starts(recorded: Bool[np.ndarray, " k"], length: int) -> Int[np.ndarray, " b"]:
     """First places of the windows of a recording of K places that hold enough to be judged."""
     if len(recorded) < length:
         return np.zeros(0, dtype=np.int64)
     filled = np.convolve(recorded.astype(np.int64), np.ones(length, dtype=np.int64), mode="valid")
-    starts = np.arange(0, len(filled), stride)
-    return starts[filled[starts] >= LEAST_RECORDED * length]
+    return np.flatnonzero(filled >= LEAST_RECORDED * length)
 
 
 def cut(x: Float32[np.ndarray, "k w"], starts: Int[np.ndarray, " b"], length: int) -> Float32[np.ndarray, "b t w"]:

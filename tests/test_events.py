@@ -11,27 +11,44 @@ from hypothesis import strategies as st
 
 from tabdiff.errors import ConfigError
 from tabdiff.events import Event, EventRules, EventTracker
-from tabdiff.windows import cut, stitch, window_starts
+from tabdiff.windows import Span, Stitch, cut, spans_of, window_starts
 
 
-@given(st.integers(1, 8), st.integers(1, 30), st.integers(1, 4), st.randoms(use_true_random=False))
-def test_stitching_is_the_mean_over_windows(length: int, places: int, stride: int, random: object) -> None:
+@given(st.integers(4, 12), st.integers(1, 40), st.randoms(use_true_random=False))
+def test_stitching_is_the_mean_over_windows(length: int, places: int, random: object) -> None:
     recorded = np.array([random.random() < 0.8 for _ in range(places)])  # type: ignore[attr-defined]
-    starts = window_starts(recorded, length, stride)
-    values = np.arange(2.0 * len(starts)).reshape(-1, 2)
-    found = stitch(values, starts, length, places)
+    starts = window_starts(recorded, length)
+    spans = (Span(length - 3, 3, 1), Span(0, length, 1))
+    errors = np.random.default_rng(places).random((len(starts), length, 2, 2)).astype(np.float32)
+    stitch = Stitch(spans, 2)
+    stitch.grow(places)
+    stitch.add(starts, errors)
+    found, judged = stitch.errors(places)
     for place in range(places):
-        held = [v for s, v in zip(starts, values, strict=True) if s <= place < s + length]
-        if held:
-            assert found[place] == pytest.approx(np.mean(held, axis=0))
-        else:
-            assert np.isnan(found[place]).all()
+        for view, span in enumerate(spans):
+            held = [i for i, s in enumerate(starts) if s + span.start <= place < s + span.start + span.length]
+            if not held:
+                assert np.isnan(found[place, view]).all()
+                continue
+            total = np.exp(np.mean([np.log(errors[i, :, view].sum() + 1e-9) for i in held]))
+            own = np.sum([errors[i, place - starts[i], view] for i in held], axis=0)
+            assert found[place, view] == pytest.approx(total * own / own.sum(), rel=1e-5)
+        assert judged[place] == any(s <= place < s + length for s in starts)
+
+
+@given(st.integers(4, 512), st.integers(1, 200))
+def test_spans_end_with_the_window_and_cover_it(window: int, slots: int) -> None:
+    spans = spans_of(window, slots)
+    assert all(span.start + span.length == window and span.length % span.pool == 0 for span in spans)
+    assert spans[0].pool == 1
+    assert spans[-1].length > window - spans[-1].pool
+    assert max(span.length // span.pool for span in spans) <= 127
 
 
 def test_windows_are_slices() -> None:
     x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-    starts = window_starts(np.ones(20, bool), 5, 2)
-    assert starts.tolist() == list(range(0, 16, 2))
+    starts = window_starts(np.ones(20, bool), 5)
+    assert starts.tolist() == list(range(16))
     assert np.array_equal(cut(x, starts, 5), np.stack([x[s : s + 5] for s in starts]))
 
 
@@ -83,6 +100,15 @@ def test_an_event_names_its_peak_and_its_sensors() -> None:
     assert (event.peak, event.severity, event.flagged, event.open) == (3, 3.0, 4, True)
     assert event.sensors(["a", "b"]) == [("b", pytest.approx(2 / 3)), ("a", pytest.approx(1 / 3))]
     assert event.sensors(["a", "b"], share=0.5) == [("b", pytest.approx(2 / 3))]
+
+
+def test_the_core_of_an_event_is_where_something_unexpected_was() -> None:
+    flagged, unexpected = np.array([c == "1" for c in "0111110"]), np.array([c == "1" for c in "1011000"])
+    tracker = EventTracker(EventRules())
+    tracker.push(0, np.ones(4), flagged[:4], np.ones((4, 1)), unexpected[:4])
+    tracker = EventTracker.from_json(json.loads(json.dumps(tracker.to_json())))
+    (event,) = tracker.push(4, np.ones(3), flagged[4:], np.ones((3, 1)), unexpected[4:])
+    assert (event.start, event.end, event.core) == (1, 5, (2, 3))
 
 
 @pytest.mark.parametrize("values", [(0, 1, 0), (3, 2, 0), (1, 1, -1)])
