@@ -196,7 +196,7 @@ class SeriesSampler:
         """
         drawn, half = np.zeros_like(given), max(1, self.length // 2)
         slots, most = self.layout.number_slots, len(given) - self.length
-        for start, end in _runs(~given.any(axis=1)):
+        for start, end in _runs(np.asarray(~given.any(axis=1))):
             first = start if end - start > half else end
             while first < end:
                 begin = min(max(first - half, 0), most)
@@ -235,7 +235,7 @@ class SeriesSampler:
         for index in layout.category_units:
             x[..., layout.units[index].slots] *= ~hidden[..., index, None]
         previous, previous_t = None, 0.0
-        open_places = ~given.all(axis=1)
+        open_places = np.asarray(~given.all(axis=1))
         for step, (t, s) in enumerate(pairwise(np.linspace(strength, 0.0, steps + 1).tolist())):
             starts = self._starts(known.shape[1], step, open_places)
             x0 = self._estimate(x, known, given, allowed, starts, t, s)

@@ -51,7 +51,7 @@ class NoiseSchedule:
     def time(self, sigma: float) -> float:
         """When the noise level is sigma: the inverse of `sigma`, at most 1."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return min(1.0, (sigma ** (1 / self.rho) - low) / (high - low))
+        return min(1.0, float((sigma ** (1 / self.rho) - low) / (high - low)))
 
     def prior(self, layout: Layout, noise: Float32[np.ndarray, "b t u"]) -> Float32[np.ndarray, "b t w"]:
         """x_1: numbers at sigma_max, every category masked."""

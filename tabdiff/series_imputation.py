@@ -148,17 +148,17 @@ class _Work:
             pieces += [self.open[i : min(i + length, end)] for i in range(start, end, length)]
         hidden = np.zeros_like(self.open)
         if not pieces:
-            return hidden
+            return np.asarray(hidden)
         for _ in range(_PIECES):
             piece = pieces[rng.integers(len(pieces))]
-            start = rng.integers(0, places - len(piece) + 1)
+            start = int(rng.integers(0, places - len(piece) + 1))
             part = slice(start, start + len(piece))
             if hidden[max(0, start - 1) : start + len(piece) + 1].any():
                 continue  # two gaps side by side would be a longer one
             hidden[part] |= piece & ~self.open[part]
             if hidden.any(axis=1).mean() > _MOST_JUDGED:
                 break
-        return hidden
+        return np.asarray(hidden)
 
     def _fill(self, open_cells: Bool[np.ndarray, "k c"], draws: int, seed: int) -> _Filled:
         generator, canvas = self.generator, self.canvas
@@ -248,7 +248,7 @@ def _middle(draws: Float64[np.ndarray, "d n"], category: bool) -> Float64[np.nda
     if not category:
         return np.asarray(np.median(draws, axis=0))
     if not draws.size:
-        return draws[0]
+        return np.asarray(draws[0])
     states = np.arange(draws.max(initial=0) + 1)
     return np.asarray((draws[None] == states[:, None, None]).sum(axis=1).argmax(axis=0), dtype=np.float64)
 
