@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tabdiff.commands import series, streams
+from tabdiff.commands import drawing, streams
 from tabdiff.commands.common import (
     DataArgument,
     JsonOption,
@@ -40,11 +40,11 @@ def sample(
     rows: Annotated[
         int | None, typer.Option("--rows", "-n", help="How many rows of a table to draw.", show_default=False)
     ] = None,
-    length: series.LengthOption = None,
-    windows: series.WindowsOption = None,
-    count_of_series: series.SeriesOption = 1,
-    entity: series.EntityOption = None,
-    given_rows: series.GivenRowsOption = None,
+    length: drawing.LengthOption = None,
+    windows: drawing.WindowsOption = None,
+    count_of_series: drawing.SeriesOption = 1,
+    entity: drawing.EntityOption = None,
+    given_rows: drawing.GivenRowsOption = None,
     given: Annotated[
         list[str] | None,
         typer.Option("--given", metavar="CONDITION", help="a=value (empty: missing), a=1..5, 'a>=1', 'a in {x,y}'."),
@@ -80,9 +80,9 @@ def sample(
     from tabdiff.constraints import read_constraints
 
     files().check_table_file(out)
-    model = series.load_either(model_dir)
+    model = drawing.load_either(model_dir)
     asked_of_series = {"length": length, "windows": windows, "entity": entity, "given": given_rows}
-    if series.is_series(model):
+    if drawing.is_series(model):
         for_tables = {
             "--rows": rows,
             "--given": given,
@@ -90,10 +90,10 @@ def sample(
             "--constraints": constraints,
             "--stream": stream,
         }
-        return series.sample(
+        return drawing.sample(
             model, out, asked_of_series, count_of_series, seed=seed, steps=steps, sampler=sampler, for_tables=for_tables
         )
-    rows = series.rows_of_table(rows, asked_of_series)
+    rows = drawing.rows_of_table(rows, asked_of_series)
     conditions = _conditions(given or [], model.schema)
     rules = read_constraints(constraints, model.schema) if constraints else None
     options = SampleConfig(steps=steps, sampler=sampler, copies=copies, rare=rare, missing=missing)  # type: ignore[call-arg]
@@ -148,16 +148,16 @@ def impute(
     interval: Annotated[
         float | None, typer.Option("--interval", help="Add columns NAME_low and NAME_high, as in 0.9; more draws help.")
     ] = None,
-    every_place: series.EveryPlaceOption = False,
+    every_place: drawing.EveryPlaceOption = False,
     seed: SeedOption = 0,
     query: QueryOption = None,
     as_json: JsonOption = False,
 ) -> Outcome:
     """Fill the gaps of a table or of recordings from the cells that are there."""
     files().check_table_file(out)
-    model, frame = series.load_either(model_dir), read_table(data, query)
-    if series.is_series(model):
-        return series.impute(model, frame, out, draws, interval, every_place, seed)
+    model, frame = drawing.load_either(model_dir), read_table(data, query)
+    if drawing.is_series(model):
+        return drawing.impute(model, frame, out, draws, interval, every_place, seed)
     if every_place:
         raise ConfigError("--every-place is for the model of a series; this one is of a table. Leave it out.")
     filled = model.impute(frame, draws=draws, interval=interval, seed=seed)
