@@ -81,7 +81,10 @@ def fill_series(
     canvases = generator.canvases(frame)
     work = [_Work(generator, canvas, draws, interval, steps, seed) for canvas in canvases]
     names = generator.codec.columns
-    gaps = {name: sum(int(each.open[:, c].sum()) for each in work) for c, name in enumerate(names)}
+    wanted = [each.open if every_place else each.open[each.recording.recorded] for each in work]
+    gaps = {name: sum(int(cells[:, c].sum()) for cells in wanted) for c, name in enumerate(names)}
+    if not any(gaps.values()) and not every_place:
+        return table, {}
     report, results = {}, [each.filled() for each in work]
     trials = [trial for each in work for trial in each.judged()] if any(gaps.values()) else []
     for c, name in enumerate(names):

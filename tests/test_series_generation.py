@@ -9,8 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from typer.testing import CliRunner
 
 from tabdiff import FitConfig, SeriesModel, fit_series
+from tabdiff.cli import app
 from tabdiff.codenoising import Posterior
 from tabdiff.errors import ConfigError, SchemaError
 from tabdiff.loading import load_series
@@ -289,3 +291,32 @@ def test_the_network_learns_what_is_not_gaussian_and_runs_in_onnx(tmp_path: Path
     assert_frame_equal(
         compiled.sample(length=30, series=2, seed=4), model.sample(length=30, series=2, seed=4), abs_tol=1e-3
     )
+
+
+def test_the_command_line_draws_and_fills_series(model: SeriesModel, tmp_path: Path) -> None:
+    model.save(tmp_path / "m")
+    truth = autoregression(80, seed=15)
+    truth.with_columns(b=pl.when(pl.int_range(80) % 9 == 4).then(None).otherwise("b")).write_parquet(
+        tmp_path / "holed.parquet"
+    )
+
+    def run(*arguments: object) -> tuple[int, str]:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        return result.exit_code, result.output
+
+    code, said = run("sample", tmp_path / "m", "--length", 30, "--seed", 3, "--out", tmp_path / "s.parquet")
+    assert code == 0, said
+    assert_frame_equal(pl.read_parquet(tmp_path / "s.parquet"), model.sample(length=30, seed=3), abs_tol=1e-4)
+    code, said = run("impute", tmp_path / "m", tmp_path / "holed.parquet", "--out", tmp_path / "f.parquet")
+    assert code == 0, said
+    assert "b: 9 gaps by" in said
+    assert pl.read_parquet(tmp_path / "f.parquet")["b"].null_count() == 0
+    for options, message in (
+        (("--rows", 5), "--rows is for the model of a table"),
+        (("--length", 5, "--sampler", "heun"), "drawn with dpmpp_2m"),
+        ((), "either length or windows"),
+    ):
+        code, said = run("sample", tmp_path / "m", *options, "--out", tmp_path / "no.parquet")
+        assert code == 1
+        assert message in " ".join(said.split())
+        assert not (tmp_path / "no.parquet").exists()
