@@ -42,7 +42,8 @@ class WindowedPca:
         rows = view.transpose(0, 2, 1).reshape(len(view), -1)
         left = rows - self._pca.inverse_transform(self._pca.transform(rows))
         before = (self.steps - 1) // 2
-        return np.pad((left**2).mean(1), (before, self.steps - 1 - before), mode="edge")
+        residual = (left**2).mean(1, dtype=np.float64)
+        return np.pad(residual, (before, self.steps - 1 - before), mode="edge")
 
 
 @dataclass(frozen=True)

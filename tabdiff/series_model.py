@@ -25,6 +25,7 @@ from tabdiff.flags import Rule, benjamini_hochberg
 from tabdiff.runtime import Runtime
 from tabdiff.schema import Schema
 from tabdiff.series import Recording
+from tabdiff.series_drawing import SeriesDrawing
 from tabdiff.series_scoring import PlaceErrors, TrackScorer, judge_places
 from tabdiff.tracks import Plan, Track
 from tabdiff.windows import Span
@@ -66,7 +67,7 @@ class SeriesState:
         return {"entities": self.entities}
 
 
-class SeriesModel:
+class SeriesModel(SeriesDrawing):
     """A fitted diffusion model of sensor series. Made by `tabdiff.fit_series` or `tabdiff.load_series`."""
 
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:

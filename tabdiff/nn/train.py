@@ -40,6 +40,8 @@ _LEARNED_STEPS = 0.5  # of the planned steps, for a network that begins with the
 _LEARNED_RATE = 0.5  # of the learning rate; the full one throws away what a small table has taught it
 _HELD_OUT_ROWS = 2048
 _PROGRESS = ("step", "steps", "best", "worse", "elapsed", "finished", "identity")
+_LEAST_WINDOW_STEPS = 200  # an untrained network is the best linear denoiser already
+_WINDOW_COMPUTE = 4.8e12  # for windows, of which more is to be learned
 _COMPUTE = 1.6e12  # floating-point operations of the default budget; about 40 s of one core of 2020
 
 
@@ -99,13 +101,14 @@ def train(
     steps = planned_steps(denoiser, config, len(x))
     if learned and config.steps is None:
         steps = max(1, round(_LEARNED_STEPS * steps))
-    if planned_batch(config, len(x)) < place()[1]:
+    batch = planned_batch(config, len(x), denoiser.length)
+    if batch < place()[1]:
         raise TrainingError(
-            f"each process needs a row of every batch; got {place()[1]} processes for batches of "
-            f"{planned_batch(config, len(x))}. Start fewer, or raise train.batch_size."
+            f"each process needs a row of every batch; got {place()[1]} processes for batches of {batch}. "
+            "Start fewer, or raise train.batch_size."
         )
     denoiser.unfold(keep=learned)
-    state = _State.create(denoiser, config, steps, planned_batch(config, len(x)), identity, learned)
+    state = _State.create(denoiser, config, steps, batch, identity, learned)
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint)
         if state.finished:
@@ -143,18 +146,19 @@ def train(
         total, counted, since = torch.zeros((), device=device), 0, time.monotonic()
 
 
-def planned_batch(config: TrainConfig, rows: int) -> int:
-    """`config.batch_size`, or a power of two from 32 to 256 that leaves a small table enough gradient steps an epoch."""
-    return config.batch_size or min(256, max(32, 2 ** int(math.log2(max(rows, 8) / 8))))
+def planned_batch(config: TrainConfig, rows: int, length: int = 1) -> int:
+    """`config.batch_size`, or a power of two from 32 to 256 (of windows 128) that leaves a small table enough gradient steps an epoch."""
+    return config.batch_size or min(256 if length == 1 else 128, max(32, 2 ** int(math.log2(max(rows, 8) / 8))))
 
 
 def planned_steps(denoiser: Denoiser, config: TrainConfig, rows: int) -> int:
     """`config.steps`, or `_EPOCHS` passes over the rows as far as the default amount of computation allows."""
     if config.steps is not None:
         return config.steps
-    batch = planned_batch(config, rows)
-    affordable = _COMPUTE / (6 * sum(p.numel() for p in denoiser.parameters()) * batch)
-    return int(max(_LEAST_STEPS, min(affordable, _EPOCHS * rows / batch)))
+    batch = planned_batch(config, rows, denoiser.length)
+    windows = denoiser.length > 1
+    affordable = (_WINDOW_COMPUTE if windows else _COMPUTE) / (6 * denoiser.multiplications * batch)
+    return int(max(_LEAST_WINDOW_STEPS if windows else _LEAST_STEPS, min(affordable, _EPOCHS * rows / batch)))
 
 
 @dataclass
@@ -232,6 +236,7 @@ class _State:
         given = None
         if layout.number_units:  # a category that is given looks like one that is not masked yet
             noise = decouple_categories(noise.cpu(), layout, generator).to(device)
+        if layout.number_units and self.denoiser.length == 1:  # a window's numbers are given in closed form
             given = draw_given(layout, present[rows], config.condition_share, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -365,7 +370,11 @@ def _held_out_loss(x: Tensor, present: Tensor, state: _State, config: TrainConfi
     order = torch.randperm(len(x), generator=generator)
     t = ((order + 0.5) / len(x)).to(x.device)
     noise = draw_noise(layout, tuple(x.shape[:2]), generator).to(x.device)
-    given = draw_given(layout, present, config.condition_share, generator) if layout.number_units else None
+    given = (
+        draw_given(layout, present, config.condition_share, generator)
+        if layout.number_units and x.shape[1] == 1
+        else None
+    )
     averaged_model = copy.deepcopy(state.denoiser).eval()
     plain = Uncertainty(state.uncertainty.linear.out_features).to(x.device)
 
