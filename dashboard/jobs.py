@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 from pydantic import BaseModel
@@ -31,6 +32,7 @@ _PATIENCE = httpx.Timeout(10.0, connect=3.0)
 _WAITING = ("SCHEDULED", "PENDING", "PAUSED")
 _ALIVE = (*_WAITING, "RUNNING", "CANCELLING")
 _BUSY = 503  # what Prefect answers while its own SQLite is locked
+_PAUSES = (0.3, 0.7, 1.5, 3.0)  # seconds before asking a busy server again
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class Jobs:
             "tags": [TAG],
             "labels": {_AUTHOR: author[:128]},
             "state": {"type": "SCHEDULED"},
+            "idempotency_key": uuid4().hex,  # asking twice after an answer was lost makes one run
         }
         return self._read(self._ask("POST", f"/deployments/{deployment}/create_flow_run", wanted))
 
@@ -310,11 +313,12 @@ class Jobs:
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None, *, missing: bool = False) -> Any:
         """What the server answers, as JSON; None for what is not there if `missing` is allowed."""
         try:
-            answer = self._open().request(method, self.address + path, json=body)
-            if answer.status_code == 403 and method == "POST":
-                answer = self._get_token()
-                if answer.status_code != 401:
-                    answer = self._open().request(method, self.address + path, json=body)
+            answer = self._send(method, path, body)
+            for pause in _PAUSES:
+                if answer.status_code != _BUSY:
+                    break
+                time.sleep(pause)
+                answer = self._send(method, path, body)
         except httpx.HTTPError as error:
             raise RuntimeUnavailable(
                 f"the Prefect server must answer at {self.ui}; it does not ({type(error).__name__}). Start it: {_SERVER}"
@@ -336,6 +340,15 @@ class Jobs:
             raise RuntimeUnavailable(
                 f"a Prefect server must answer at {self.ui}; something else does. Set PREFECT_API_URL."
             ) from None
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        """Ask once, with a fresh token against forged requests if there must be one."""
+        answer = self._open().request(method, self.address + path, json=body)
+        if answer.status_code == 403 and method == "POST":
+            answer = self._get_token()
+            if answer.status_code != 401:
+                answer = self._open().request(method, self.address + path, json=body)
+        return answer
 
     def _get_token(self) -> httpx.Response:
         """Get what the server asks for against forged requests, and send it from now on."""

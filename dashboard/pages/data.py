@@ -29,18 +29,12 @@ _PROMOTE = {
 }
 
 
-def _show(source: str) -> None:
-    """Look at this source from now on."""
-    select(source=source, run=None)
-    st.session_state["data_source"] = source
-
-
 @action("admin")
 def keep_upload(name: str, content: bytes) -> str:
     """Keep the uploaded file as a source."""
     source = str(st.session_state["upload_source"]).strip()
     intake.keep(queries.workspace(), source, name, content)
-    _show(source)
+    select(source=source, run=None)
     return f"The file is kept as new rows of the source {source}."
 
 
@@ -57,7 +51,7 @@ def register() -> str:
         "keys": tuple(key.strip() for key in str(given["register_keys"]).split(",") if key.strip()),
     }
     queries.workspace().sources.add(source, **options)
-    _show(source)
+    select(source=source, run=None)
     return f"The source {source} is registered."
 
 
@@ -159,7 +153,7 @@ def choose() -> str:
     names = list(found)
     wanted = selected("source", names[0])
     name = st.selectbox(
-        "Source", names, index=names.index(wanted) if wanted in names else 0, key="data_source", width=320
+        "Source", names, index=names.index(wanted) if wanted in names else 0, key=f"data_source-{wanted}", width=320
     )
     if name != wanted:
         select(source=name, run=None)
