@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("series.csv"))
     options = parser.parse_args()
     if not hasattr(np, "Inf"):
-        np.Inf = np.inf  # tsb-ad 1.5 is older than numpy 2
+        np.inf = np.inf  # tsb-ad 1.5 is older than numpy 2
     from TSB_AD.utils.slidingWindows import find_length_rank
 
     index = pl.read_csv(options.data / "index.csv", infer_schema_length=None)

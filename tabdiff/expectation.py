@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Float32, Float64, Int
 
 from tabdiff.codec import Codec
 from tabdiff.codes import NumberCode
@@ -81,24 +81,27 @@ class Expectation:
                 expected[own[rows]] = raw[own[rows]] - pull @ np.linalg.inv(self._precision[block, block])
         return expected
 
-    def without(
-        self, raw: Float64[np.ndarray, "k r"], slots: Bool[np.ndarray, " r"], places: Bool[np.ndarray, " k"]
-    ) -> Float64[np.ndarray, "k r"]:
-        """Some slots at some places given everything else: what sensors should have shown during an event that they carry."""
+    def evidence(self, raw: Float64[np.ndarray, "k r"], places: Int[np.ndarray, " n"]) -> Float64[np.ndarray, "n c"]:
+        """How much less abnormal the steps around each place would be without one of C sensors.
+
+        With u = P (x - mean) the squared distance falls by u_c' P_cc^-1 u_c when sensor c is left out: a fault of one sensor
+        pulls all that depend on it, but only leaving out the broken one makes the rest fit (reconstruction-based
+        contribution, Alcala & Qin 2009).
+        """
         width, steps = self.width, self.steps
-        expected = raw.copy()
-        for place in np.flatnonzero(places):
-            start = int(np.clip(place - steps // 2, 0, len(raw) - steps))
-            open_cells = (places[start : start + steps, None] & slots[None]).ravel()
-            x = raw[start : start + steps].reshape(-1) - self._mean
-            known = np.flatnonzero(~open_cells)
-            hidden = np.flatnonzero(open_cells)
-            inner = self._precision[np.ix_(hidden, hidden)]
-            filled = -np.linalg.solve(inner, self._precision[np.ix_(hidden, known)] @ x[known]) + self._mean[hidden]
-            here = (place - start) * width
-            mine = (hidden >= here) & (hidden < here + width)
-            expected[place, hidden[mine] - here] = filled[mine]
-        return expected
+        count = len(self.codec.columns)
+        found = np.zeros((len(places), count))
+        owner = np.tile(np.asarray(self.codec.layout.view_columns), steps)
+        blocks = [np.flatnonzero(owner == column) for column in range(count)]
+        inverses = [np.linalg.inv(self._precision[np.ix_(block, block)]) for block in blocks]
+        start = np.clip(places - steps // 2, 0, len(raw) - steps)
+        for begin in range(0, len(places), _ROWS // 4):
+            some = slice(begin, begin + _ROWS // 4)
+            windows = raw[start[some][:, None] + np.arange(steps)].reshape(-1, steps * width) - self._mean
+            pull = windows @ self._precision
+            for column, (block, inverse) in enumerate(zip(blocks, inverses, strict=True)):
+                found[some, column] = np.einsum("ns,st,nt->n", pull[:, block], inverse, pull[:, block], optimize=True)
+        return np.maximum(found, 0.0)
 
     def numbers(self, raw: Float64[np.ndarray, "k r"]) -> dict[str, Float64[np.ndarray, " k"]]:
         """Values of the number columns, in the units that the codec reads."""
@@ -108,8 +111,3 @@ class Expectation:
             mean, std = code.view_moments[0]
             values[name] = (raw[:, slot] * std + mean) * code.scale + code.mean
         return values
-
-    def slots_of(self, columns: Sequence[str]) -> Bool[np.ndarray, " r"]:
-        """Slots of the raw view that belong to these columns."""
-        wanted = [self.codec.columns.index(name) for name in columns]
-        return np.isin(np.asarray(self.codec.layout.view_columns), wanted)

@@ -7,7 +7,7 @@ into one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ from tabdiff.nn.runtime import TorchRuntime, resolve_device, threads
 from tabdiff.nn.train import TrainEvent, train
 from tabdiff.schema import Role, Schema
 from tabdiff.series import Grid, Recording
+from tabdiff.series_check import WindowedPca, plant_and_look, summary
 from tabdiff.series_model import SeriesModel
-from tabdiff.series_scoring import TrackScorer, combine_places
+from tabdiff.series_scoring import TrackScorer, judge_places
 from tabdiff.tracks import Plan, Track, prepared, starts_of, units_of
 from tabdiff.windows import Span, cut, spans_of, window_starts
 
@@ -42,6 +43,7 @@ _STRETCH = 4  # windows in a stretch that is held out
 _TURNS = 5  # parts of time that are held out in turn ...
 _TURNS_BELOW = 50_000  # ... below so many places; above, one part is enough
 _MOST_WINDOWS = 8192  # that programs are fitted to; drawn at random
+_PLANTS = 4  # faults of each kind
 _SLOTS = 1024  # of a window of the network: longer ones are cut
 _TRAINING_WINDOWS = 100_000
 
@@ -131,7 +133,7 @@ def _fit(
     seed = config.train.seed
 
     folds = list(_folds(recordings, window))
-    calibration = _calibrate(plan, recordings, schema, data, folds, spans, window, seed)
+    calibration, planted = _calibrate(plan, recordings, schema, data, folds, spans, window, seed)
     length = network_length(codec, window)
     fold = Fold(tracks, folds[0])
     denoiser, last = _learn(fold, codec, length, config, checkpoint, on_event, fingerprint(conformed))
@@ -148,7 +150,7 @@ def _fit(
     }
     tensors = {f"score.{name}": value.cpu().numpy() for name, value in score.state_dict().items()}
     described["band"] = _band(Expectation(codec, tensors, spans), tracks)
-    report = _report(last, denoiser, tracks, folds[0], calibration)
+    report = {**_report(last, denoiser, tracks, folds[0], calibration), "planted": planted}
     bundle = Bundle(
         config,
         schema,
@@ -256,12 +258,13 @@ def _calibrate(
     spans: tuple[Span, ...],
     window: int,
     seed: int,
-) -> dict[str, Any]:
-    """Scores of held-out time, fold by fold, with everything fitted on the rest.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scores of held-out time, fold by fold, with everything fitted on the rest; and what was found of planted faults.
 
     p-values count places. The threshold counts peaks of stretches of one window, which are more nearly independent.
     """
-    found = []
+    found: list[Any] = []
+    trial: Any = None
     for held in folds:
         rest = [_only(recording, ~mine) for recording, mine in zip(recordings, held, strict=True) if not mine.all()]
         codec = _codec(plan, rest, schema, data)
@@ -272,6 +275,9 @@ def _calibrate(
             continue
         score = build_window_score(_unlearned(codec), codec, windows, spans)
         runtime = TorchRuntime(score, Step(score.denoiser), "cpu")
+        tensors = {f"score.{name}": value.numpy() for name, value in score.state_dict().items()}
+        expectation = Expectation(codec, tensors, spans)
+        trial = trial or (codec, runtime, expectation, windows, held)
         for track, mine in zip(tracks, held, strict=True):
             for start, end in _runs(mine):
                 if end - start < window:
@@ -279,10 +285,8 @@ def _calibrate(
                 scorer = TrackScorer(runtime, spans, window, len(codec.columns), 0)
                 part = slice(start, end)
                 parts = [scorer.push(track.x[part], track.present[part], track.recorded[part]), scorer.finish()]
-                errors = np.concatenate([each.errors for each in parts])
-                judged = np.concatenate([each.judged for each in parts])
-                if judged.any():
-                    found.append(errors[judged])
+                if any(each.judged.any() for each in parts):
+                    found.append((parts, track.x[part], expectation))
     if not found:
         raise SchemaError(
             [
@@ -294,14 +298,60 @@ def _calibrate(
                 )
             ]
         )
-    errors = np.concatenate(found)
+    errors = np.concatenate([each.errors[each.judged] for parts, _, _ in found for each in parts])
     views = [span.name for span in spans]
     samples = [errors[~np.isnan(errors[:, view, 0]), view] for view in range(len(views))]
     calibration = Calibration.fit(views, samples, [1.0] * len(views))
-    scores = [combine_places(calibration, each)[0] for each in found]
+    plain = replace(calibration, normal=(np.inf,))  # nothing is unusual yet
+    scores = [judge_places(plain, expectation, parts, x)[0] for parts, x, expectation in found]
+    scores = [each[~np.isnan(each)] for each in scores]
     normal = np.sort(np.concatenate(scores))
     blocks = np.sort([each[i : i + window].max() for each in scores for i in range(0, len(each), window)])
-    return {**calibration.to_json(), "normal": normal.tolist(), "blocks": blocks.tolist()}
+    calibration = replace(calibration, normal=tuple(normal.tolist()))
+    stored = {**calibration.to_json(), "blocks": blocks.tolist()}
+    planted = _plant(plan, recordings, schema, calibration, trial, spans, window, seed)
+    return stored, planted
+
+
+def _plant(
+    plan: Plan,
+    recordings: Sequence[Recording],
+    schema: Schema,
+    calibration: Calibration,
+    trial: Any,
+    spans: tuple[Span, ...],
+    window: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Faults planted into the longest stretch that the first fold held out, for the model of the rest and for the control."""
+    codec, runtime, expectation, windows, held = trial
+    raw = codec.layout.view("raw")
+    control = WindowedPca(windows[..., raw])
+    runs = [(end - start, index, start, end) for index, mine in enumerate(held) for start, end in _runs(mine)]
+    _, index, start, end = max(runs)
+    recording = _only(recordings[index], np.isin(np.arange(len(held[index])), np.arange(start, end)))
+
+    def encoded(frame: pl.DataFrame) -> Track:
+        places = np.ones(frame.height, dtype=bool)
+        part = Recording(recording.entity, 0, frame, places, recording.rows, recording.places)
+        return plan.encode(part, codec)
+
+    def judge(frame: pl.DataFrame) -> tuple[Any, Any]:
+        track = encoded(frame)
+        scorer = TrackScorer(runtime, spans, window, len(codec.columns), 0)
+        parts = [scorer.push(track.x, track.present, track.recorded), scorer.finish()]
+        return judge_places(calibration, expectation, parts, track.x)
+
+    found = plant_and_look(
+        recording,
+        schema,
+        judge,
+        lambda frame: control.score(encoded(frame).x[:, raw]),
+        window=window,
+        each=_PLANTS,
+        rng=np.random.default_rng(seed),
+    )
+    return summary(found)
 
 
 def _only(recording: Recording, keep: Bool[np.ndarray, " k"]) -> Recording:

@@ -25,7 +25,7 @@ from tabdiff.flags import Rule, benjamini_hochberg
 from tabdiff.runtime import Runtime
 from tabdiff.schema import Schema
 from tabdiff.series import Recording
-from tabdiff.series_scoring import PlaceErrors, TrackScorer, combine_places
+from tabdiff.series_scoring import PlaceErrors, TrackScorer, judge_places
 from tabdiff.tracks import Plan, Track
 from tabdiff.windows import Span
 
@@ -43,7 +43,8 @@ class SeriesScores:
             more abnormal; null where too little was recorded), `p_value`, `flagged`, and the sensors that carry the score.
         contributions: one row for each of these, one column for each sensor.
         expected: the same rows: for each number `NAME`, `NAME_low` and `NAME_high`, what the neighbouring places led to expect.
-        events: one row each: entity, start, end, peak, severity, p_value, sensors, and whether it may go on.
+        events: one row each: entity, kind ("abnormal", or "silent" for sensors that stopped reporting; then severity is for how many
+            places), start, end, peak, severity, p_value, sensors, and whether it may go on.
         provider: engine and device that computed the errors.
     """
 
@@ -66,7 +67,7 @@ class SeriesState:
 
 
 class SeriesModel:
-    """A fitted diffusion model of sensor series. Made by `tabdiff.fit` or `tabdiff.load`."""
+    """A fitted diffusion model of sensor series. Made by `tabdiff.fit_series` or `tabdiff.load_series`."""
 
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
         self.bundle, self.runtime = bundle, runtime
@@ -164,13 +165,16 @@ class SeriesModel:
             if not 0 < given[name] < 1:
                 raise ConfigError(f"{name} is a share inside (0, 1); got {given[name]}. Example: {name}=0.05")
         rule = self.rule(alerts_per_day)
-        parts = [self._whole(track) for track in self.plan.tracks(frame, self.schema, self.codec)]
+        tracks = list(self.plan.tracks(frame, self.schema, self.codec))
+        parts = [self._whole(track) for track in tracks]
         if fdr is not None or contamination is not None:
             flags = self._flag_together(parts, fdr, contamination)
         else:
             threshold = rule.threshold(self.blocks)
             flags = [np.nan_to_num(part.score, nan=-np.inf) > threshold for part in parts]
         tables, events = [], []
+        for track in tracks:
+            events += self._silent(track.entity, track.first, track.observed, [0] * len(self.codec.columns))
         for part, flagged in zip(parts, flags, strict=True):
             tracker = EventTracker(self._event_rules())
             found = (
@@ -214,13 +218,13 @@ class SeriesModel:
             for recording in self.plan.recordings(frame, self.schema):
                 key = str(recording.entity)
                 seen.add(key)
-                part, tracker = self._next(state, key, recording, last)
+                part, tracker, silent = self._next(state, key, recording, last)
                 flagged = np.nan_to_num(part.score, nan=-np.inf) > threshold
                 found = tracker.push(part.first, part.score, flagged, part.contributions, part.unexpected)
                 found += tracker.finish() if last else []
                 state.entities[key]["events"] = tracker.to_json()
                 tables.append(self._table(part, flagged))
-                events += [self._event(event, part) for event in found]
+                events += [self._event(event, part) for event in found] + silent
         return self._scores(tables, events)
 
     # ------------------------------------------------------------------------------------------------ new normal
@@ -260,7 +264,9 @@ class SeriesModel:
         parts = [scorer.push(track.x, track.present, track.recorded), scorer.finish()]
         return self._part(track.entity, parts, track.recorded, track.x)
 
-    def _next(self, state: SeriesState, key: str, recording: Recording, last: bool) -> tuple[_Part, EventTracker]:
+    def _next(
+        self, state: SeriesState, key: str, recording: Recording, last: bool
+    ) -> tuple[_Part, EventTracker, list[dict[str, Any]]]:
         known = state.entities.get(key)
         scorer = self._scorer(recording.first)
         tracker = EventTracker(self._event_rules())
@@ -287,13 +293,13 @@ class SeriesModel:
                 )
         filled = recording
         if skipped:
-            silent = pl.DataFrame(
+            nothing = pl.DataFrame(
                 {name: [None] * skipped for name in recording.frame.columns}, schema=recording.frame.schema
             )
             filled = replace(
                 recording,
                 first=recording.first - skipped,
-                frame=pl.concat([silent, recording.frame]),
+                frame=pl.concat([nothing, recording.frame]),
                 recorded=np.concatenate([np.zeros(skipped, bool), recording.recorded]),
                 places=recording.places + skipped,
             )
@@ -316,23 +322,22 @@ class SeriesModel:
             .select(pl.all().to_physical())
             .row(0, named=True)
         )
+        unheard = [0] * len(self.codec.columns) if known is None else list(known["silent"])
+        silent = self._silent(recording.entity, track.first, track.observed, unheard)
         state.entities[key] = {
             "scorer": scorer.to_json(),
+            "silent": unheard,
             "events": tracker.to_json(),
             "readings": readings,
             "past": around[max(0, final - self.window) : final].tolist(),
         }
-        return part, tracker
+        return part, tracker, silent
 
     def _part(
         self, entity: Any, errors: list[PlaceErrors], recorded: Bool[np.ndarray, " k"], x: np.ndarray, past: int = 0
     ) -> _Part:
         """Scores of final places; `x` has `past` places before the first of them, and may go on after the last."""
-        stacked = np.concatenate([part.errors for part in errors])
-        judged = np.concatenate([part.judged for part in errors])
-        score, contributions = combine_places(self.calibration, stacked)
-        score = np.where(judged, score, np.nan)
-        contributions = np.where(judged[:, None], contributions, 0.0)
+        score, contributions = judge_places(self.calibration, self.expectation, errors, x, past)
         places = slice(past, past + len(score))
         expected = np.full((len(score), self.expectation.width), np.nan)
         unexpected = np.zeros(len(score), dtype=bool)
@@ -414,6 +419,7 @@ class SeriesModel:
         row: dict[str, Any] = {} if self.plan.grid.entity is None else {self.plan.grid.entity: part.entity}
         above = len(self.blocks) - int(np.searchsorted(self.blocks, event.severity, side="left"))
         return row | {
+            "kind": "abnormal",
             "start": start,
             "end": end,
             "peak": peak,
@@ -425,11 +431,50 @@ class SeriesModel:
             "open": event.open,
         }
 
+    def _silent(
+        self, entity: Any, first: int, observed: Bool[np.ndarray, "k c"], unheard: list[int]
+    ) -> list[dict[str, Any]]:
+        """Sensors that stop reporting for much longer than training showed, each told once; `unheard` counts places and moves on."""
+        longest = self.bundle.model["series"]["silence"]
+        found: dict[tuple[int, int], list[str]] = {}
+        for column, name in enumerate(self.codec.columns):
+            limit = 2 * longest[name] + self.window // 2
+            heard = np.flatnonzero(observed[:, column])
+            ends = np.append(heard, len(observed))
+            for start, end in zip(np.append(-1, heard) + 1, ends, strict=True):
+                before = unheard[column] if start == 0 else 0
+                if before <= limit < before + end - start:
+                    found.setdefault((first + int(start) - before, first + int(end) - 1), []).append(name)
+            unheard[column] = (
+                (unheard[column] if not len(heard) else 0) + len(observed) - (heard[-1] + 1 if len(heard) else 0)
+            )
+        rows = []
+        for (start, end), names in found.items():
+            begin, stop = self._stamp([start, end])
+            row: dict[str, Any] = {} if self.plan.grid.entity is None else {self.plan.grid.entity: entity}
+            row |= {"kind": "silent", "start": begin, "end": stop, "peak": begin, "severity": float(end - start + 1)}
+            row |= {
+                "p_value": None,
+                "flagged": 0,
+                "sensors": names,
+                "shares": [1 / len(names)] * len(names),
+                "open": True,
+            }
+            rows.append(row)
+        return rows
+
     def _scores(self, tables: list[Any], events: list[dict[str, Any]]) -> SeriesScores:
         grid = self.plan.grid
         kind = self._stamp([0]).dtype
         schema: dict[str, Any] = {} if grid.entity is None else {grid.entity: pl.String}
-        schema |= {"start": kind, "end": kind, "peak": kind, "severity": pl.Float64, "p_value": pl.Float64}
+        schema |= {
+            "kind": pl.String,
+            "start": kind,
+            "end": kind,
+            "peak": kind,
+            "severity": pl.Float64,
+            "p_value": pl.Float64,
+        }
         schema |= {
             "flagged": pl.Int64,
             "sensors": pl.List(pl.String),

@@ -6,6 +6,7 @@ T - 1 places later. `finish` scores the rest with the windows there are. What li
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 
 from tabdiff.calibration import Calibration
+from tabdiff.expectation import Expectation
 from tabdiff.runtime import Runtime
 from tabdiff.windows import Span, Stitch, cut, window_starts
 
+_UNUSUAL = 0.1  # p-value
 _CELLS = 4_000_000  # numbers in the errors of one chunk of windows: memory does not grow with the series
 
 
@@ -109,9 +112,28 @@ class TrackScorer:
             self.stitch.parts = np.asarray(state["parts"])
 
 
-def combine_places(
-    calibration: Calibration, errors: Float[np.ndarray, "k v c"]
+def judge_places(
+    calibration: Calibration,
+    expectation: Expectation,
+    parts: Sequence[PlaceErrors],
+    x: Float32[np.ndarray, "m w"],
+    past: int = 0,
 ) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "k c"]]:
-    """Scores and contributions of places: as for rows, where a view that no window gave finds nothing unusual."""
+    """Scores of places (NaN where too little is recorded) and what each sensor adds to them.
+
+    A view that no window gave finds nothing unusual. Ordinary places share their score as the windows' errors do; unusual ones
+    by the evidence for each sensor, which costs more.
+
+    Args:
+        parts: errors of K places.
+        x: encoded places, of which `past` lie before the first of them.
+    """
+    errors = np.concatenate([part.errors for part in parts])
+    judged = np.concatenate([part.judged for part in parts])
     typical = np.exp(np.asarray(calibration.center))[None, :, None] / errors.shape[2]
-    return calibration.combine(np.where(np.isnan(errors), typical, errors))
+    score, contributions = calibration.combine(np.where(np.isnan(errors), typical, errors))
+    unusual = np.flatnonzero(judged & (calibration.p_value(score) <= _UNUSUAL))
+    if len(unusual) and len(x) >= expectation.steps:
+        evidence = expectation.evidence(expectation.raw(x), past + unusual) + 1e-12
+        contributions[unusual] = score[unusual, None] * evidence / evidence.sum(axis=1, keepdims=True)
+    return np.where(judged, score, np.nan), np.where(judged[:, None], contributions, 0.0)

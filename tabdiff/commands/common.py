@@ -86,6 +86,13 @@ def api() -> Any:
     return api
 
 
+def series_api() -> Any:
+    """`tabdiff.series_fit`, or a word on what to install for it."""
+    with needs("this command needs", "train"):
+        from tabdiff import series_fit
+    return series_fit
+
+
 def load_model(model_dir: Path) -> Model:
     """The model of a folder, with whatever engine there is for it."""
     from tabdiff.loading import load

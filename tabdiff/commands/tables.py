@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tabdiff.commands import series as of_series
 from tabdiff.commands import streams
 from tabdiff.commands.common import (
     DataArgument,
@@ -20,8 +22,8 @@ from tabdiff.commands.common import (
     QueryOption,
     api,
     files,
-    load_model,
     read_table,
+    series_api,
 )
 from tabdiff.commands.streams import RestartPartsOption, ResumePartsOption, StreamOption
 from tabdiff.errors import ConfigError, TabdiffWarning, TrainingError
@@ -46,25 +48,33 @@ def fit(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in train.steps=2000.")
     ] = None,
     columns: Annotated[Path | None, typer.Option("--columns", help="Kinds and roles of columns, as TOML.")] = None,
+    time: Annotated[
+        str | None, typer.Option("--time", metavar="COLUMN", help="Column of times: the table is a sensor series.")
+    ] = None,
+    entity: Annotated[
+        str | None, typer.Option("--entity", metavar="COLUMN", help="Column that tells machines of a series apart.")
+    ] = None,
     query: QueryOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that was cut off.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away a fit that was cut off.")] = False,
     as_json: JsonOption = False,
 ) -> Outcome:
-    """Fit a model of a table and write it as a folder."""
+    """Fit a model of a table, or of sensor series, and write it as a folder."""
     from tabdiff.config import parse_fit_config
     from tabdiff.schema import read_overrides
 
-    options = parse_fit_config(config, settings or ())
+    series = [f"series.{name}={json.dumps(value)}" for name, value in (("time", time), ("entity", entity)) if value]
+    options = parse_fit_config(config, [*(settings or ()), *series])
     overrides = read_overrides(columns) if columns else None
     files().check_model_folder(out)
     frame = read_table(data, query)
     checkpoint = _checkpoint(out, resume=resume, restart=restart)
     with _resumable(checkpoint), progress("fitting") as on_event:
-        model = api().fit(frame, options, overrides=overrides, checkpoint=checkpoint, on_event=on_event)
+        fit = api().fit if options.series.time is None else series_api().fit_series
+        model = fit(frame, options, overrides=overrides, checkpoint=checkpoint, on_event=on_event)
         model.save(out)
     shutil.rmtree(checkpoint, ignore_errors=True)
-    return describe_fit(model, data, out)
+    return describe_fit(model, data, out) if options.series.time is None else of_series.describe_fit(model, out)
 
 
 def score(
@@ -81,20 +91,30 @@ def score(
         float | None,
         typer.Option("--rows-per-day", help="Rows scored a day; if not given, as in the training table."),
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Of a series: draw sensors, scores and events as .png or .svg.")
+    ] = None,
     query: QueryOption = None,
     stream: StreamOption = None,
     resume: ResumePartsOption = False,
     restart: RestartPartsOption = False,
     as_json: JsonOption = False,
 ) -> Outcome:
-    """Score every row: how abnormal, which columns say so, what they should have been."""
+    """Score every row: how abnormal, which columns say so, what they should have been. Of a series: places and events."""
     options = {"--fdr": fdr, "--contamination": contamination, "--alerts-per-day": alerts_per_day}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise ConfigError(f"one rule sets the flags; got {' and '.join(given)}. Leave one of them in.")
     files().check_table_file(out)
-    model = load_model(model_dir)
+    from tabdiff.loading import load_any
+    from tabdiff.model import Model
+
+    model = load_any(model_dir)
     asked = {"fdr": fdr, "contamination": contamination, "alerts_per_day": alerts_per_day, "rows_per_day": rows_per_day}
+    if not isinstance(model, Model):
+        return of_series.score(model, read_table(data, query), out, picture, asked)
+    if picture is not None:
+        raise ConfigError("--picture draws a series; this is the model of a table. Leave it out.")
     rule = model.rule(**asked)  # a rule that does not work is told of before the table is read
     if streams.score_in_parts(data, query, out, stream=stream, resume=resume, restart=restart):
         return streams.score(model, data, out, rule, resume=resume)
