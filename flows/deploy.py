@@ -173,6 +173,11 @@ def start_server(home: Path, host: str = "127.0.0.1", port: int = 4200) -> None:
     os.execve(sys.executable, call, server_environment(home))
 
 
+def become_prefect(arguments: list[str]) -> None:
+    """Become Prefect's own command in the environment that `prepare` made; does not return."""
+    os.execv(sys.executable, [sys.executable, "-m", "prefect", *arguments])
+
+
 def deployments(plan: Plan) -> list[Any]:
     """The deployments of a plan, and one of each flow for runs on demand; for `serve` or a work pool."""
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy

@@ -22,5 +22,11 @@ def draw_rows(job: SynthesizeJob) -> dict[str, Any]:
 def synthesize(job: SynthesizeJob) -> dict[str, Any]:
     """Draw rows from the champion, once for the same options."""
     result = draw_rows(job)
-    show_link(Path(result["file"]).with_name("report.json"), job.model, "report of the synthetic set")
-    return result
+    page = result["page"] or Path(result["file"]).with_name("report.json")
+    show_link(Path(page), job.model, "report of the synthetic set")
+    return {name: value for name, value in result.items() if name != "report"} | {"figures": _figures(result["report"])}
+
+
+def _figures(report: dict[str, Any]) -> dict[str, Any]:
+    """Figures without the tables behind them, which stay in the workspace."""
+    return {name: value for name, value in report.items() if isinstance(value, int | float)}

@@ -59,7 +59,7 @@ def export(
     bundle = Bundle.read(path)
     _require("torch", "onnx", "onnxscript", "onnxruntime")
     from onnx_export.triton import write_repository
-    from onnx_export.verify import make_probes, verify
+    from onnx_export.verify import make_probes, verify, window_of
     from tabdiff.nn.runtime import TorchRuntime, build_programs
 
     bundle = replace(bundle, compiled={})
@@ -68,7 +68,7 @@ def export(
     say("compiling score.onnx and step.onnx")
     layout, digest = bundle.codec.layout, bundle.program_digest()
     traced = {
-        "score": _trace(score, _score_example(layout), _SCORE_INPUTS, _SCORE_OUTPUTS),
+        "score": _trace(score, _score_example(layout, window_of(bundle)), _SCORE_INPUTS, _SCORE_OUTPUTS),
         "step": _trace(step, _step_example(layout, score.denoiser.length), _STEP_INPUTS, _STEP_OUTPUTS),
     }
     programs = {f"{name}.onnx": _finish(model, digest, "float32") for name, model in traced.items()}
@@ -107,11 +107,11 @@ def _require(*names: str) -> None:
         )
 
 
-def _score_example(layout: Layout) -> tuple[torch.Tensor, ...]:
+def _score_example(layout: Layout, length: int) -> tuple[torch.Tensor, ...]:
     import torch
 
-    x = torch.zeros(_EXAMPLE_ROWS, 1, layout.width)
-    return x, torch.ones(_EXAMPLE_ROWS, 1, len(layout.units), dtype=torch.bool)
+    x = torch.zeros(_EXAMPLE_ROWS, length, layout.width)
+    return x, torch.ones(_EXAMPLE_ROWS, length, len(layout.units), dtype=torch.bool)
 
 
 def _step_example(layout: Layout, length: int) -> tuple[torch.Tensor, ...]:

@@ -37,8 +37,11 @@ _EQUAL = 1e-6  # relative difference of scores that single precision does not te
 def make_probes(bundle: Bundle, runtime: TorchRuntime) -> dict[str, np.ndarray]:
     """Rows drawn from the model, half of them then disturbed, and the errors that torch gives them.
 
-    `x` (N, 1, W) float32, `present` (N, 1, U) uint8, `errors` (N, 1, V, C) float32.
+    `x` (N, T, W) float32, `present` (N, T, U) uint8, `errors` (N, T, V, C) float32. For windows they are random ones.
     """
+    if "series" in bundle.model:
+        x, present = random_rows(bundle.codec.layout, _PROBE_ROWS, np.random.default_rng(0), window_of(bundle))
+        return {"x": x, "present": present.astype(np.uint8), "errors": runtime.score(x, present)}
     model = Model(bundle, runtime)
     drawn = model.sample(_PROBE_ROWS, seed=0, config=SampleConfig(steps=_STEPS))  # type: ignore[call-arg]
     encoded = model.codec.encode(model.schema.conform(drawn))
@@ -51,16 +54,22 @@ def make_probes(bundle: Bundle, runtime: TorchRuntime) -> dict[str, np.ndarray]:
     return {"x": x, "present": present.astype(np.uint8), "errors": runtime.score(x, present)}
 
 
+def window_of(bundle: Bundle) -> int:
+    """T: places in a window of the scoring program, 1 for the model of a table."""
+    return int(bundle.model["series"]["window"]) if "series" in bundle.model else 1
+
+
 def random_rows(
-    layout: Layout, rows: int, rng: np.random.Generator
-) -> tuple[Float32[np.ndarray, "b 1 w"], Bool[np.ndarray, "b 1 u"]]:
+    layout: Layout, rows: int, rng: np.random.Generator, length: int = 1
+) -> tuple[Float32[np.ndarray, "b t w"], Bool[np.ndarray, "b t u"]]:
     """Rows that no table holds: numbers of any size, any states, some cells never seen."""
-    x = (rng.standard_normal((rows, 1, layout.width)) * rng.choice([0.3, 1, 3], (rows, 1, 1))).astype(np.float32)
-    present = rng.random((rows, 1, len(layout.units))) < 0.95
+    shape = (rows, length, layout.width)
+    x = (rng.standard_normal(shape) * rng.choice([0.3, 1, 3], (rows, 1, 1))).astype(np.float32)
+    present = rng.random((rows, length, len(layout.units))) < 0.95
     for index in layout.category_units:
         unit = layout.units[index]
-        state = np.eye(unit.width, dtype=np.float32)[rng.integers(0, unit.width, rows)]
-        x[:, 0, unit.slots] = state * present[:, :, index]
+        state = np.eye(unit.width, dtype=np.float32)[rng.integers(0, unit.width, (rows, length))]
+        x[..., unit.slots] = state * present[..., index, None]
     return x, present
 
 
@@ -86,7 +95,7 @@ def verify(bundle: Bundle, torch_runtime: TorchRuntime, *, fp16: bool) -> dict[s
 def _compare(bundle: Bundle, torch_runtime: TorchRuntime, precision: Precision) -> Report:
     compiled = OnnxRuntime(bundle, "cpu", precision=precision, warm_up=False)
     probes = make_probes(bundle, torch_runtime)
-    rows = random_rows(bundle.codec.layout, _RANDOM_ROWS, np.random.default_rng(2))
+    rows = random_rows(bundle.codec.layout, _RANDOM_ROWS, np.random.default_rng(2), window_of(bundle))
     expected, found = [probes["errors"]], [compiled.score(probes["x"], probes["present"].astype(bool))]
     expected.append(torch_runtime.score(*rows))
     found.append(compiled.score(*rows))
@@ -94,9 +103,9 @@ def _compare(bundle: Bundle, torch_runtime: TorchRuntime, precision: Precision) 
     expected.append(expected[1][:3])
     found.append(np.concatenate(alone))
     truth, other = np.concatenate(expected), np.concatenate(found)
-    total = np.maximum(truth.sum(-1, keepdims=True), 1e-6)
+    total = np.maximum(truth.sum((1, 3), keepdims=True), 1e-6)
     calibration = Calibration.from_json(bundle.calibration)
-    scores = [calibration.combine(errors[:-3, 0])[0] for errors in (truth, other)]
+    scores = [calibration.combine(errors[:-3].sum(axis=1))[0] for errors in (truth, other)]
     numbers, categories = _compare_samples(bundle, torch_runtime, compiled)
     difference = np.abs(truth - other) / total
     return {

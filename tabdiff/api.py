@@ -24,9 +24,11 @@ from tabdiff.model import Model
 from tabdiff.nn.assemble import build_denoiser, build_score, scored_by_network
 from tabdiff.nn.calibrate import Part, calibrate, turns
 from tabdiff.nn.denoiser import Denoiser
+from tabdiff.nn.processes import joined
 from tabdiff.nn.programs import Step
-from tabdiff.nn.runtime import TorchRuntime, resolve_device, threads
+from tabdiff.nn.runtime import TorchRuntime, build_programs, resolve_device, threads
 from tabdiff.nn.train import TrainEvent, train
+from tabdiff.nn.transfer import begin_with
 from tabdiff.schema import Role, Schema
 
 MINIMUM_ROWS = 10
@@ -41,8 +43,9 @@ def fit(
     overrides: Mapping[str, Mapping[str, str]] | None = None,
     checkpoint: Path | None = None,
     on_event: Callable[[TrainEvent], None] | None = None,
+    start_from: Model | None = None,
 ) -> Model:
-    """Fit a model of a table.
+    """Fit a model of a table. Under torchrun all processes share the work of training and return the same model.
 
     Args:
         frame: polars, pandas or Arrow table, one row per case. If a column has the role `label`, rows that it marks are
@@ -51,18 +54,20 @@ def fit(
         overrides: kind and role of columns that the inference should not decide, as in ``{"zip": {"kind": "categorical"}}``.
         checkpoint: folder that makes the fit resumable: kill it at any moment and call again with the same arguments.
         on_event: called after every held-out evaluation.
+        start_from: a model of the same columns whose weights the network begins with; fewer steps are planned then. Encoding,
+            calibration and stored rows are those of `frame` all the same.
 
     Raises:
         SchemaError: the table cannot be modelled. Lists every problem.
-        ConfigError: two options contradict each other.
+        ConfigError: two options contradict each other, or `start_from` has other columns or another network.
         TrainingError: the loss is not finite, or the checkpoint belongs to another fit.
-        RuntimeUnavailable: train.device=cuda without a CUDA device.
+        RuntimeUnavailable: train.device=cuda without a CUDA device, or torchrun's processes cannot meet.
     """
     config = config or FitConfig()
     if config.series.time is not None:
         raise ConfigError("series.time makes the table a series; got it for a model of a table. Use fit_series.")
-    with threads(config.train.threads):
-        return _fit(frame, config, overrides, checkpoint, on_event)
+    with threads(config.train.threads), joined(config.train.device):
+        return _fit(frame, config, overrides, checkpoint, on_event, start_from)
 
 
 def _fit(
@@ -71,10 +76,16 @@ def _fit(
     overrides: Mapping[str, Mapping[str, str]] | None,
     checkpoint: Path | None,
     on_event: Callable[[TrainEvent], None] | None,
+    start_from: Model | None,
 ) -> Model:
     if config.score.contaminated and not config.score.kernel_rows:
         raise ConfigError(
             "score.contaminated compares rows with stored ones; got score.kernel_rows=0. Allow some, or leave contaminated out."
+        )
+    if start_from is not None and scored_by_network(config):
+        raise ConfigError(
+            "a fit whose score is the network's cannot begin with the weights of another model, which may know the rows that "
+            "calibrate it; got score.kernel_rows=0. Allow some, or begin with random weights."
         )
     device = resolve_device(config.train.device)
     schema = Schema.infer(frame, overrides=overrides)
@@ -89,7 +100,9 @@ def _fit(
     Rule.choose(config.score, measured=rows_per_day)
     data = fingerprint(conformed)
     train_places, held_out_places = _split(conformed.height, config)
-    part, last = _learn(conformed, schema, train_places, held_out_places, config, checkpoint, on_event, data)
+    part, last = _learn(
+        conformed, schema, train_places, held_out_places, config, checkpoint, on_event, data, start_from
+    )
     parts = [part, *_turns(conformed, schema, train_places, held_out_places, config)]
     calibration = calibrate(parts, config, device)
 
@@ -98,6 +111,8 @@ def _fit(
     runtime = TorchRuntime(score, Step(denoiser), config.train.device)
     report = _report(last, denoiser, len(part.encoded.x), len(part.held_out.x), len(calibration.normal))
     report["rows_per_day"] = rows_per_day
+    if start_from is not None:
+        report["started_from"] = start_from.bundle.fingerprint
     bundle = Bundle(
         config,
         schema,
@@ -134,6 +149,7 @@ def _learn(
     checkpoint: Path | None = None,
     on_event: Callable[[TrainEvent], None] | None = None,
     data: str = "",
+    start_from: Model | None = None,
     *,
     learn: bool = True,
 ) -> tuple[Part, TrainEvent | None]:
@@ -148,13 +164,19 @@ def _learn(
     torch.manual_seed(config.train.seed)  # initial weights and dropout
     denoiser = build_denoiser(codec.layout, encoded.x[:, None], config).to(resolve_device(config.train.device))
     last = None
+    if start_from is not None:
+        begin_with(denoiser, codec, build_programs(start_from.bundle)[0].denoiser, start_from.codec)
     events = train(
         denoiser,
         *_windows(encoded, codec.layout),
         *_windows(held_out, codec.layout),
         config.train,
         checkpoint=checkpoint,
-        identity=f"{data} {config.model_dump_json(include={'data', 'process', 'network'})}",
+        identity=" ".join(
+            [data, config.model_dump_json(include={"data", "process", "network"})]
+            + ([start_from.bundle.program_digest()] if start_from is not None else [])
+        ),
+        learned=start_from is not None,
     )
     for event in events if learn else ():
         last = event

@@ -204,7 +204,7 @@ columns carry the score and what they should have been, and draws synthetic rows
 | network | {self.model["width"]} wide, {self.model["blocks"]} blocks, {report["parameters"]:,} parameters |
 | process | {self.config.process.kind}, sigma {self.model["sigma_min"]:.3g} to {self.model["sigma_max"]:.3g} |
 | calibrated on | {report.get("calibration_rows", report["held_out_rows"])} rows that took no part in their score |
-| default flags | {_rule(score, report)} |
+| default flags | {"above normal time" if "series" in self.model else _rule(score, report)} |
 | judged rows (feedback) | {judged} |
 | seed | {self.config.train.seed} |
 | data fingerprint | `{self.fingerprint}` |

@@ -64,8 +64,12 @@ class NetworkConfig(_Options):
     """The learned denoiser."""
 
     width: int | None = Field(None, ge=8, le=8192, description="hidden width; chosen from rows and slots if not given")
-    blocks: int = Field(2, ge=1, le=64, description="residual blocks")
-    dropout: float = Field(0.2, ge=0, lt=1, description="dropout inside the blocks")
+    blocks: int | None = Field(
+        None, ge=1, le=64, description="residual blocks; 2 for tables and 4 for series if not given"
+    )
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout inside the blocks; 0.2 for tables and none for series if not given"
+    )
 
 
 class TrainConfig(_Options):

@@ -48,6 +48,11 @@ class NoiseSchedule:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return float((low + t * (high - low)) ** self.rho)
 
+    def time(self, sigma: float) -> float:
+        """When the noise level is sigma: the inverse of `sigma`, at most 1."""
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return min(1.0, float((sigma ** (1 / self.rho) - low) / (high - low)))
+
     def prior(self, layout: Layout, noise: Float32[np.ndarray, "b t u"]) -> Float32[np.ndarray, "b t w"]:
         """x_1: numbers at sigma_max, every category masked."""
         x = np.zeros((*noise.shape[:-1], layout.model_width), dtype=np.float32)

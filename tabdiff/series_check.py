@@ -32,16 +32,18 @@ class WindowedPca:
 
     def __init__(self, windows: Float32[np.ndarray, "n t r"]) -> None:
         self.steps = min(_STEPS, windows.shape[1])
-        rows = np.clip(windows[:, -self.steps :], -_FARTHEST, _FARTHEST).reshape(len(windows), -1)
+        rows = np.clip(windows[:, -self.steps :].astype(np.float64), -_FARTHEST, _FARTHEST).reshape(len(windows), -1)
         self._pca = PCA(n_components=_EXPLAINED, svd_solver="full").fit(rows)
 
     def score(self, raw: Float[np.ndarray, "k r"]) -> Float64[np.ndarray, " k"]:
         """Mean squared residual of the window around each place."""
-        view = np.lib.stride_tricks.sliding_window_view(np.clip(raw, -_FARTHEST, _FARTHEST), self.steps, axis=0)
+        inside = np.clip(raw.astype(np.float64), -_FARTHEST, _FARTHEST)
+        view = np.lib.stride_tricks.sliding_window_view(inside, self.steps, axis=0)
         rows = view.transpose(0, 2, 1).reshape(len(view), -1)
         left = rows - self._pca.inverse_transform(self._pca.transform(rows))
         before = (self.steps - 1) // 2
-        return np.pad((left**2).mean(1), (before, self.steps - 1 - before), mode="edge")
+        residual = (left**2).mean(1, dtype=np.float64)
+        return np.pad(residual, (before, self.steps - 1 - before), mode="edge")
 
 
 @dataclass(frozen=True)

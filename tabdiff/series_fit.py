@@ -31,6 +31,7 @@ from tabdiff.nn.train import TrainEvent, train
 from tabdiff.schema import Role, Schema
 from tabdiff.series import Grid, Recording
 from tabdiff.series_check import WindowedPca, plant_and_look, summary
+from tabdiff.series_generation import levels_of
 from tabdiff.series_model import SeriesModel
 from tabdiff.series_scoring import TrackScorer, judge_places
 from tabdiff.tracks import Plan, Track, prepared, starts_of, units_of
@@ -44,7 +45,7 @@ _TURNS = 5  # parts of time that are held out in turn ...
 _TURNS_BELOW = 50_000  # ... below so many places; above, one part is enough
 _MOST_WINDOWS = 8192  # that programs are fitted to; drawn at random
 _PLANTS = 4  # faults of each kind
-_SLOTS = 1024  # of a window of the network: longer ones are cut
+_SLOTS = 2048  # of a window of the network: longer ones are cut
 _TRAINING_WINDOWS = 100_000
 
 
@@ -147,6 +148,8 @@ def _fit(
         "window": window,
         "spans": [span.to_json() for span in spans],
         "silence": _longest_silence(recordings, codec),
+        "next": max(recording.first + len(recording.recorded) for recording in recordings),
+        "levels": levels_of(conformed, codec),
     }
     tensors = {f"score.{name}": value.cpu().numpy() for name, value in score.state_dict().items()}
     described["band"] = _band(Expectation(codec, tensors, spans), tracks)
@@ -203,7 +206,7 @@ def choose_window(recordings: Sequence[Recording], wanted: int | None) -> int:
     """
     places = sum(len(recording.recorded) for recording in recordings)
     longest = max(len(recording.recorded) for recording in recordings)
-    most = min(places // _STRETCHES, longest // 2)
+    most = min(places // _STRETCHES, longest if wanted else longest // 2)
     if most < (wanted or _LEAST_WINDOW):
         need = _STRETCHES * (wanted or _LEAST_WINDOW)
         cure = f"Collect more, or take a shorter window (series.window, at least {_LEAST_WINDOW})."
@@ -385,6 +388,7 @@ def _learn(
     data: str,
 ) -> tuple[Denoiser, TrainEvent | None]:
     """The network, for drawing and filling series."""
+    fold = Fold([_interpolated(track, codec) for track in fold.tracks], fold.held_out)
     windows, seen = fold.windows(length, _TRAINING_WINDOWS, config.train.seed)
     held_out, held_seen = fold.windows(length, 2048, config.train.seed, held_out=True)
     torch.manual_seed(config.train.seed)
@@ -402,6 +406,16 @@ def _learn(
         if on_event is not None:
             on_event(event)
     return denoiser, last
+
+
+def _interpolated(track: Track, codec: Codec) -> Track:
+    """Gaps of numbers as straight lines. No loss is taken there, but they are seen, and are part of the covariance."""
+    x, places = track.x.copy(), np.arange(len(track.x))
+    for unit in (codec.layout.units[index] for index in codec.layout.number_units):
+        seen = np.flatnonzero(track.observed[:, unit.column])
+        if 0 < len(seen) < len(x):
+            x[:, unit.start] = np.interp(places, seen, x[seen, unit.start])
+    return replace(track, x=x)
 
 
 def _arrays(
@@ -465,14 +479,13 @@ def _report(
 
 def _describe(denoiser: Denoiser, report: dict[str, Any]) -> dict[str, Any]:
     process = denoiser.process
-    first: Any = denoiser.blocks[0]
     return {
         "sigma_min": process.sigma_min,
         "sigma_max": process.sigma_max,
         "rho": process.rho,
         "length": denoiser.length,
-        "width": denoiser.read.out_features,
-        "blocks": len(denoiser.blocks),
-        "dropout": float(first.dropout.p),
+        "width": denoiser.width,
+        "blocks": denoiser.depth,
+        "dropout": denoiser.dropout,
         "report": report,
     }

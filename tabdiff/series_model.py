@@ -25,6 +25,7 @@ from tabdiff.flags import Rule, benjamini_hochberg
 from tabdiff.runtime import Runtime
 from tabdiff.schema import Schema
 from tabdiff.series import Recording
+from tabdiff.series_drawing import SeriesDrawing
 from tabdiff.series_scoring import PlaceErrors, TrackScorer, judge_places
 from tabdiff.tracks import Plan, Track
 from tabdiff.windows import Span
@@ -66,7 +67,7 @@ class SeriesState:
         return {"entities": self.entities}
 
 
-class SeriesModel:
+class SeriesModel(SeriesDrawing):
     """A fitted diffusion model of sensor series. Made by `tabdiff.fit_series` or `tabdiff.load_series`."""
 
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
@@ -131,7 +132,8 @@ class SeriesModel:
                 )
             return Rule("alerts_per_day", 1.0, float(count))
         if wanted is None:
-            return Rule("alerts_per_day", min(max(1.0, per_day / count), 0.5 * per_day), per_day)
+            least = per_day / count * (1 + 1e-9)  # as if one more stretch of held-out time had passed
+            return Rule("alerts_per_day", min(max(1.0, least), 0.5 * per_day), per_day)
         if not 0 < wanted < per_day:
             raise ConfigError(f"alerts_per_day lies between 0 and {per_day:g}, the windows in a day; got {wanted:g}.")
         return Rule("alerts_per_day", wanted, per_day)
@@ -232,13 +234,14 @@ class SeriesModel:
     def accept(self, frame: Any) -> SeriesModel:
         """The same model for which the levels in these rows are normal: a shift that was looked at and is there to stay.
 
-        Each number of each entity is moved by the median of what it shows beyond what training showed. This one is not
-        changed; `save` the result.
+        Each number of each entity whose median has left its band is moved by as much. This one is not changed; `save` the
+        result.
 
         Raises:
             SchemaError: as for `score`.
         """
         units = {entity: dict(found) for entity, found in self.plan.units.items()}
+        band = self.bundle.model["series"]["band"]
         for recording in self.plan.recordings(frame, self.schema):
             mine = units.setdefault(str(recording.entity), {})
             for name in self.expectation.columns():
@@ -248,7 +251,9 @@ class SeriesModel:
                     middle: Any = values.median()
                     own = self.bundle.config.series.normalise == "entity" and str(recording.entity) in self.plan.units
                     usual = shift if own else float(self.plan.start[name]) + shift
-                    mine[name] = (shift + float(middle) - usual, scale)
+                    moved = float(middle) - usual
+                    if abs(moved) > scale * max(map(abs, band[name])):
+                        mine[name] = (shift + moved, scale)
         described = self.bundle.model["series"]
         plan = replace(self.plan, units=units).to_json()
         model = {**self.bundle.model, "series": {**described, "plan": plan}}
@@ -445,9 +450,8 @@ class SeriesModel:
                 before = unheard[column] if start == 0 else 0
                 if before <= limit < before + end - start:
                     found.setdefault((first + int(start) - before, first + int(end) - 1), []).append(name)
-            unheard[column] = (
-                (unheard[column] if not len(heard) else 0) + len(observed) - (heard[-1] + 1 if len(heard) else 0)
-            )
+            before = 0 if len(heard) else unheard[column]
+            unheard[column] = before + len(observed) - (int(heard[-1]) + 1 if len(heard) else 0)
         rows = []
         for (start, end), names in found.items():
             begin, stop = self._stamp([start, end])

@@ -54,6 +54,19 @@ class PartEvent:
         return (self.total - self.rows) / max(self.rows_per_second, 1e-9)
 
 
+@dataclass(frozen=True)
+class Task:
+    """One part of a result: the rows of the input that it is about, and the file that it goes to."""
+
+    first: int
+    rows: int
+    total: int
+    file: str
+
+
+Workers = Callable[[Sequence[Task], "str | Path", Callable[[PartEvent], None]], None]
+
+
 def score_file(
     model: Model,
     source: str | Path,
@@ -63,6 +76,7 @@ def score_file(
     part_rows: int = PART_ROWS,
     resume: bool = False,
     on_event: Callable[[PartEvent], None] = lambda event: None,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Score the rows of files and write what `Scores.to_frame` gives, in their order, in bounded memory.
 
@@ -74,6 +88,7 @@ def score_file(
         part_rows: rows in memory at a time, and lost at most by a kill.
         resume: go on with the parts that a killed run left.
         on_event: told after each part.
+        workers: score the parts instead of this process, as `tabdiff.cluster.RayWorkers` does; the result is the same.
 
     Returns:
         Plain values: rows, flagged, rule, provider, seconds.
@@ -99,12 +114,14 @@ def score_file(
 
     def make(start: int) -> Iterator[pl.DataFrame]:
         for first, frame in _batches(source, start, part_rows):
-            with _in_rows(first, frame.height):
-                scored = model.score(frame, fdr=_NOTHING).to_frame()
-            keys = _keys(model, frame, scored)
-            yield scored.with_columns(row=pl.col("row") + first, flagged=pl.lit(False)).select(*keys, *scored.columns)
+            yield score_part(model, frame, first)
 
-    seconds = parts.fill(make, on_event)
+    started = time.monotonic()
+    if workers is not None:
+        workers(parts.missing(), source, on_event)
+        parts.count_done()
+    parts.fill(make, on_event)
+    seconds = time.monotonic() - started
     limit = find_limit(parts.columns("score", "p_value"), rule, np.asarray(model.calibration.normal))
     flagged = _write_scores(model, source, Path(out), parts, limit, part_rows)
     parts.remove()
@@ -115,6 +132,18 @@ def score_file(
         "provider": model.runtime.provider,
         "seconds": seconds,
     }
+
+
+def score_part(model: Model, frame: pl.DataFrame, first: int) -> pl.DataFrame:
+    """Scores of the rows from `first` on, before flags are set: a function of these rows alone.
+
+    Raises:
+        SchemaError: rows do not fit the model; names the rows.
+    """
+    with _in_rows(first, frame.height):
+        scored = model.score(frame, fdr=_NOTHING).to_frame()
+    keys = _keys(model, frame, scored)
+    return scored.with_columns(row=pl.col("row") + first, flagged=pl.lit(False)).select(*keys, *scored.columns)
 
 
 def sample_file(
@@ -223,11 +252,23 @@ class _Parts:
                 raise TrainingError(
                     f"{self.folder}: belongs to other work ({', '.join(changed)} differ). Use --restart to throw it away."
                 )
+        self.count_done()
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def count_done(self) -> None:
+        """How many parts are there from the first one on."""
         self.done = 0
         while self.done < self.count and self._file(self.done).is_file():
             self.done += 1
-        for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+
+    def missing(self) -> list[Task]:
+        """The parts that are not there, in whatever order they were made."""
+        return [
+            Task(first, min(self.part_rows, self.total - first), self.total, str(self._file(index).absolute()))
+            for index, first in enumerate(range(0, self.total, self.part_rows))
+            if not self._file(index).is_file()
+        ]
 
     def fill(self, make: Callable[[int], Iterator[pl.DataFrame]], on_event: Callable[[PartEvent], None]) -> float:
         """Write the parts that are missing; returns the seconds it took."""

@@ -239,6 +239,13 @@ def _what_is_normal(bundle: Bundle) -> list[Any]:
     from tabdiff.errors import ConfigError
     from tabdiff.flags import Rule
 
+    if "series" in bundle.model:
+        described = bundle.model["series"]
+        blocks = bundle.calibration["blocks"]
+        return [
+            f"Windows of {described['window']} places; views: {', '.join(bundle.calibration['views'])}.",
+            f"{count(len(blocks), 'window')} of held-out time peak at {np.median(blocks):.2f} in the median, {max(blocks):.2f} at most.",
+        ]
     calibration, judged = bundle.calibration, bundle.calibration.get("feedback") or {"confirmed": []}
     try:
         rule = Rule.choose(bundle.config.score, measured=bundle.model["report"].get("rows_per_day")).label

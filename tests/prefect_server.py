@@ -88,6 +88,7 @@ def prefect_server(workspace: Workspace, folder: Path, database: str | None = No
         "PREFECT_LOGGING_LEVEL": "INFO",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
         "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PYTHONWARNINGS": "ignore",
     }
     if not workspace.database.is_sqlite:

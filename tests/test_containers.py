@@ -87,6 +87,26 @@ def test_images_are_built_in_stages_from_files_that_are_there(path: Path) -> Non
     assert set(asked[1].replace("${RUNTIME}", "cpu").split(",")) <= set(extras)
 
 
+def lint(*call: str) -> subprocess.CompletedProcess[str]:
+    program, *arguments = call
+    return subprocess.run(
+        [str(Path(sys.executable).parent / program), *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_linters_find_nothing(tmp_path: Path) -> None:
+    compose = ROOT / "docker" / "compose.yaml"
+    schema = ("check-jsonschema", "--builtin-schema", "vendor.compose-spec")
+    for call in (("hadolint", *map(str, DOCKERFILES)), (*schema, str(compose))):
+        done = lint(*call)
+        assert done.returncode == 0, done.stdout + done.stderr
+    # And they would have found something.
+    (tmp_path / "bad.yaml").write_text(compose.read_text(encoding="utf-8").replace("read_only: true", "readonly: true"))
+    assert lint(*schema, str(tmp_path / "bad.yaml")).returncode != 0
+    (tmp_path / "Dockerfile").write_text("FROM python:latest\nRUN cd /tmp && apt-get install curl\n")
+    assert "DL3007" in lint("hadolint", str(tmp_path / "Dockerfile")).stdout
+
+
 def load_health() -> ModuleType:
     spec = importlib.util.spec_from_file_location("health", ROOT / "docker" / "health.py")
     assert spec is not None

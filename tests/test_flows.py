@@ -152,6 +152,33 @@ def test_init_creates_what_watches_once(server: Server) -> None:
     deploy.read_plan(server.workspace.home / "flows.toml")
 
 
+def prefect(server: Server, *arguments: str) -> None:
+    call = [*TABDIFF, "flows", "prefect", *arguments]
+    done = subprocess.run(call, env=server.environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_worker_of_a_work_pool_executes_a_run(server: Server) -> None:
+    """The file for several hosts: its deployment, a process pool, and a worker that takes one run."""
+    before = scored_ids(server.workspace)
+    data = Path(server.workspace.sources.get("orders")[1].location)
+    orders(40, 5000).write_parquet(data / "pool.parquet")
+    prefect(server, "work-pool", "create", "tabdiff", "--type", "process")
+    prefect(server, "--no-prompt", "deploy", "--prefect-file", "flows/prefect.yaml", "--name", "orders-hourly")
+    (deployment,) = server.ask("/deployments/filter", deployments={"name": {"any_": ["orders-hourly"]}})
+    assert (deployment["work_pool_name"], deployment["entrypoint"]) == ("tabdiff", "flows/score.py:score")
+    assert [schedule["schedule"]["cron"] for schedule in deployment["schedules"]] == ["5 * * * *"]
+    asked = server.ask(f"/deployments/{deployment['id']}/create_flow_run")
+    with server.process("flows", "prefect", "worker", "start", "--pool", "tabdiff", "--limit", "1", name="worker"):
+        done = wait_for(lambda: [run for run in finished_runs(server) if run["id"] == asked["id"]])
+    with server.client() as client:
+        wait_for(lambda: client.delete(f"/deployments/{deployment['id']}").status_code in (204, 404))
+    assert done[0]["work_pool_name"] == "tabdiff"
+    assert done[0]["parameters"]["job"]["source"] == "orders"
+    assert set(range(5000, 5040)) <= set(scored_ids(server.workspace)) - set(before)
+    assert server.auth[1] not in (server.logs / "worker.log").read_text()
+
+
 def test_a_scheduled_run_on_postgres_and_no_secret_anywhere(
     postgres: Postgres, tmp_path: Path, small_bundle: Path
 ) -> None:

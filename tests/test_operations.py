@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -192,6 +193,76 @@ def test_rows_above_the_watermark_are_scored(workspace: Workspace, data: Path) -
     assert scored_ids(workspace) == list(range(65))
 
 
+def test_late_rows_are_scored_once_by_the_rule(workspace: Workspace, data: Path) -> None:
+    options = {"location": str(data), "new": "column", "column": "items", "lateness": 0.0, "late_within": 10.0}
+    with pytest.raises(ConfigError, match="needs keys"):
+        workspace.sources.add("orders", **options)
+    workspace.sources.add("orders", **options, keys=("order_id",))
+
+    def append(first: int, values: list[int]) -> None:
+        frame = orders(len(values), first).with_columns(items=pl.Series(values))
+        frame.write_parquet(data / f"{len(list(data.iterdir()))}.parquet")
+
+    def look(**asked: object) -> tuple[int, int, int]:
+        found = score_new(workspace, job(**asked))
+        return found["rows"], found["late_scored"], found["late"]
+
+    append(0, list(range(30, 60)))
+    assert look() == (30, 0, 0)
+    # Above, just inside, on the edge of and far below what is still scored; one row has the key of another.
+    append(100, [61, 59, 52, 51, 49, 20])
+    append(0, [55])
+    assert look(rows_per_part=2) == (3, 2, 4)  # the watermark is 61 now: 52 and 59 are within 10 of it
+    assert look() == (0, 0, 4)
+    assert scored_ids(workspace) == sorted([*range(30), 100, 101, 102])
+    append(200, [58])
+    assert look() == (1, 1, 4)
+    stream = workspace.scores.stream(workspace.sources.get("orders")[0], "orders")
+    assert stream.watermark == {"kind": "int", "value": 61}
+    # Where retention has taken score files nobody can tell any more which rows they had.
+    workspace.database.write(
+        lambda connection: connection.exec_driver_sql("UPDATE partitions SET file = NULL WHERE unit = '(59,61]'")
+    )
+    append(300, [60])
+    assert look() == (0, 0, 5)
+
+
+def test_late_rows_of_a_table_are_scored_once(
+    workspace: Workspace, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.make_database()
+    monkeypatch.setenv("SHOP_URL", url)
+    start = datetime(2024, 1, 1)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE orders (order_id int, weight float, price numeric, discount float, items int, channel text, "
+            "express bool, ordered timestamp, rating int, remark text)"
+        )
+
+        def insert(first: int, hours: list[float]) -> None:
+            times = [start + timedelta(hours=hour) for hour in hours]
+            frame = orders(len(hours), first).with_columns(ordered=pl.Series(times))
+            with connection.cursor() as cursor:
+                cursor.executemany(f"INSERT INTO orders VALUES ({', '.join(['%s'] * 10)})", frame.rows())
+
+        insert(0, list(range(48)))
+        workspace.sources.add(
+            "orders",
+            location="env:SHOP_URL",
+            table="orders",
+            new="column",
+            column="ordered",
+            late_within=6 * 3600,
+            keys=("order_id",),
+        )
+        assert score_new(workspace, job())["rows"] == 48
+        insert(100, [46.5, 41.25, 12.0])
+        found = score_new(workspace, job())
+        assert (found["rows"], found["late_scored"], found["late"]) == (2, 2, 1)
+        assert score_new(workspace, job())["rows"] == 0
+    assert scored_ids(workspace) == [*range(48), 100, 101]
+
+
 def test_times_with_ties_are_never_cut(on_sqlite: Workspace, data: Path) -> None:
     append = growing_files(data, on_sqlite, "ordered", 0)
     start = datetime(2024, 1, 1)
@@ -355,6 +426,22 @@ def test_a_worse_challenger_is_not_promoted(trained: Workspace, data: Path) -> N
     assert any("separation" in reason for reason in judged.reasons)
 
 
+def test_a_challenger_begins_with_the_champions_weights(trained: Workspace, data: Path) -> None:
+    assert trained.models.get("orders").metrics["started_from"] == "random weights: there was no champion"
+    orders(100, 300, seed=4).write_parquet(data / "b.parquet")
+    warm = train(trained, training(promote="never"))
+    assert (warm["started_from"], warm["version"]) == ("orders version 1", 2)
+    cold = train(trained, training(promote="never", warm_start=False))
+    assert (cold["started_from"], cold["version"]) == ("random weights: warm_start is off", 3)
+    again = train(trained, training(promote="never"))
+    assert (again["started_from"], again["new"], again["version"]) == ("orders version 1", False, 2)
+    more_judges = train(trained, training(promote="never", evaluation_share=0.4))
+    assert "kept 0.3 of the rows from its fit" in more_judges["started_from"]
+    fit = {**QUICK, "network": {"width": 24, "blocks": 1}}
+    wider = train(trained, training(promote="never", fit=fit))
+    assert "network.width was 16, is 24" in wider["started_from"]
+
+
 def test_a_synthetic_set_is_drawn_once(trained: Workspace) -> None:
     wanted = SynthesizeJob.of(model="orders", rows=50, seed=3, sample={"steps": 3})
     first = synthesize(trained, wanted)
@@ -363,8 +450,25 @@ def test_a_synthetic_set_is_drawn_once(trained: Workspace) -> None:
     assert first["report"]["shape_error"] > 0
     again = synthesize(trained, wanted)
     assert (first["new"], again["new"], again["file"]) == (True, False, first["file"])
-    other = synthesize(trained, SynthesizeJob.of(model="orders", rows=50, seed=4, sample={"steps": 3}))
+    other = synthesize(
+        trained, SynthesizeJob.of(model="orders", rows=50, given={"channel": "web"}, sample={"steps": 3})
+    )
     assert other["file"] != first["file"]
+    # The report judges by rows of the fit and by rows kept from it, and the page is kept beside the set.
+    version = trained.models.get("orders")
+    assert version.folder is not None
+    fitted, kept = (pl.read_parquet(version.folder / f"{name}.parquet") for name in ("fitted", "reference"))
+    assert not set(fitted["order_id"]) & set(kept["order_id"])
+    found = json.loads(Path(first["file"]).with_name("report.json").read_text(encoding="utf-8"))
+    assert found["figures"] == first["report"]["figures"]
+    assert found["holdout_given"] is True
+    assert {figure["name"] for figure in found["figures"]} >= {"shape error", "trend error", "detector (C2ST)"}
+    page = Path(first["page"])
+    assert page.parent == Path(first["file"]).parent
+    assert "Told apart by a detector" in page.read_text(encoding="utf-8")
+    (version.folder / "fitted.parquet").unlink()  # as in versions of before
+    older = synthesize(trained, SynthesizeJob.of(model="orders", rows=50, seed=5, sample={"steps": 3}))
+    assert "too few for a floor" in older["report"]["not_compared"]
 
 
 def watch(workspace: Workspace, frame: pl.DataFrame, data: Path, **options: object) -> dict[str, object]:
@@ -412,9 +516,28 @@ def test_drift_statistics_agree_with_scipy() -> None:
 
 
 def test_options_are_checked() -> None:
-    for wrong in ({"source": "../x"}, {"fdr": 2}, {"unknown": 1}, {"fdr": 0.1, "contamination": 0.1}):
+    assert ScoreJob.of(source="a", model="b", alerts_per_day=3, rows_per_day=500).rule["alerts_per_day"] == 3
+    for wrong in (
+        {"rows_per_day": 5},
+        {"fdr": 0.1, "alerts_per_day": 3},
+        {"source": "../x"},
+        {"fdr": 2},
+        {"unknown": 1},
+        {"fdr": 0.1, "contamination": 0.1},
+    ):
         with pytest.raises(ConfigError, match="cannot be used"):
             ScoreJob.of(**{"source": "a", "model": "b", **wrong})
+
+
+def test_alerts_a_day_are_a_limit_of_the_score(on_sqlite: Workspace, data: Path) -> None:
+    on_sqlite.sources.add("orders", location=str(data))
+    orders(400, 0, seed=21).write_parquet(data / "a.parquet")
+    some = score_new(on_sqlite, job(contamination=None, alerts_per_day=20, rows_per_day=400))
+    (part,) = on_sqlite.scores.partitions()
+    scores = pl.read_parquet(part["file"])
+    assert some["flagged"] == scores["flagged"].sum()
+    assert 2 <= some["flagged"] <= 60  # about 20 of 400 normal rows
+    assert scores.filter("flagged")["score"].min() > scores.filter(~pl.col("flagged"))["score"].max()  # type: ignore[operator]
 
 
 def test_without_a_champion_nothing_is_scored(tmp_path: Path) -> None:

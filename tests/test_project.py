@@ -149,6 +149,7 @@ def test_extras() -> None:
         "flows",
         "dashboard",
         "db",
+        "ray",
         "demo",
         "dev",
         "all",

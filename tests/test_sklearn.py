@@ -22,6 +22,8 @@ from tabdiff.columns import Kind
 from tabdiff.sklearn import DiffusionDetector, PyODDetector
 
 SMALL = {"network": {"width": 32, "blocks": 1}, "train": {"batch_size": 64}}
+# What the checks ask does not depend on how long a fit takes, and they fit hundreds of times.
+QUICK: dict[str, Any] = {"steps": 3, "config": SMALL | {"score": {"turns": 2}}}
 
 
 class UnroundedDetector(DiffusionDetector):
@@ -47,7 +49,12 @@ def blob(rows: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.filterwarnings("ignore:.*fewer than the 10 that a model needs:tabdiff.errors.TabdiffWarning")
 @parametrize_with_checks(
-    [detector(), detector(contaminated=True), detector(kernel_rows=0), UnroundedDetector(steps=20, config=SMALL)]
+    [
+        detector(**QUICK),
+        detector(**QUICK, contaminated=True),
+        detector(**QUICK, kernel_rows=0),
+        UnroundedDetector(**QUICK),
+    ]
 )
 def test_the_checks_of_scikit_learn(estimator: DiffusionDetector, check: Callable[[Any], None]):
     check(estimator)

@@ -48,6 +48,18 @@ def serve(plan: PlanOption = None, as_json: JsonOption = False) -> Outcome:
     return Outcome({}, ["Stopped. Schedules stay active; runs that come due show as late until somebody serves them."])
 
 
+def prefect(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="ARGUMENTS...", help="As for `prefect` itself.", show_default=False)
+    ],
+    as_json: JsonOption = False,
+) -> Outcome:
+    """Run Prefect's own command with the address, password and settings of the workspace: for work pools and workers."""
+    deploy, _ = _deploy()
+    deploy.become_prefect(arguments)
+    return Outcome({}, [])
+
+
 def init(
     notify: Annotated[
         str | None, typer.Option("--notify", help="Notification block of Prefect, as in slack-webhook/ops.")
@@ -64,7 +76,9 @@ def init(
 def register(app: typer.Typer) -> None:
     """Add the group to the command line."""
     group = typer.Typer(help="Schedule the jobs of the workspace with Prefect.", no_args_is_help=True)
-    commands: dict[str, Callable[..., Outcome]] = {"init": init, "server": server, "serve": serve}
+    commands: dict[str, Callable[..., Outcome]] = {"init": init, "server": server, "serve": serve, "prefect": prefect}
     for name, function in commands.items():
-        group.command(name)(reported(function))
+        # What Prefect's command is given is not ours to read.
+        settings = {"ignore_unknown_options": True, "allow_interspersed_args": False} if name == "prefect" else None
+        group.command(name, context_settings=settings)(reported(function))
     app.add_typer(group, name="flows")

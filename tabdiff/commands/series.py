@@ -46,8 +46,8 @@ def describe_fit(model: SeriesModel, out: Path) -> Outcome:
 def describe_rule(model: SeriesModel, rule: Any) -> str:
     """The threshold in words."""
     if model.stretches_per_day is None:
-        return "above all of it"
-    return f"normal time passes it about {rule.value:.3g} times a day"
+        return "above all held-out time"
+    return f"normal time may pass it {rule.value:,.3g} times a day"
 
 
 def score(model: SeriesModel, frame: pl.DataFrame, out: Path, picture: Path | None, asked: dict[str, Any]) -> Outcome:

@@ -14,6 +14,7 @@ from tabdiff.terminal import Outcome, count, rows_progress, seconds
 if TYPE_CHECKING:
     from tabdiff.flags import Rule
     from tabdiff.model import Model
+    from tabdiff.streaming import Workers
 
 _ROWS = 250_000  # from here on work goes part by part
 
@@ -27,6 +28,29 @@ StreamOption = Annotated[
 ]
 ResumePartsOption = Annotated[bool, typer.Option("--resume", help="Go on with a streamed run that was cut off.")]
 RestartPartsOption = Annotated[bool, typer.Option("--restart", help="Throw away a streamed run that was cut off.")]
+RayOption = Annotated[
+    int | None,
+    typer.Option("--ray", min=1, metavar="WORKERS", help="Score the parts on so many Ray workers.", show_default=False),
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option("--ray-address", help="A running cluster, with --ray; else one on this host, while it runs."),
+]
+
+
+def workers(
+    model_dir: Path, model: Model, count: int | None, address: str | None, stream: bool | None
+) -> Workers | None:
+    """Who scores the parts, if it is not this process."""
+    if count is None:
+        if address is not None:
+            raise ConfigError(f"--ray-address goes with --ray; got {address!r} without it. Say --ray WORKERS, too.")
+        return None
+    if stream is False:
+        raise ConfigError("Ray workers score part by part; got --ray with --no-stream. Leave one of them out.")
+    from tabdiff.cluster import RayWorkers
+
+    return RayWorkers(model_dir, model.runtime.provider, count, address)
 
 
 def score_in_parts(
@@ -66,12 +90,12 @@ def _chosen(rows: Any, out: Path, *, stream: bool | None, resume: bool, restart:
     return resume or restart or folder.exists() or rows() >= _ROWS
 
 
-def score(model: Model, data: str, out: Path, rule: Rule, *, resume: bool) -> Outcome:
+def score(model: Model, data: str, out: Path, rule: Rule, *, resume: bool, workers: Workers | None = None) -> Outcome:
     """Stream scores to `out`."""
     from tabdiff.streaming import score_file
 
     with _resumable(out):
-        values = score_file(model, data, out, rule, resume=resume, on_event=rows_progress("scoring"))
+        values = score_file(model, data, out, rule, resume=resume, on_event=rows_progress("scoring"), workers=workers)
     shown = [
         f"Scored {count(values['rows'], 'row')} in {seconds(values['seconds'])}, flagged {values['flagged']:,} ({values['rule']}).",
         f"Scores: {out} (a line for each row, in the order of DATA)",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tabdiff.commands import streams
+from tabdiff.commands import drawing, streams
 from tabdiff.commands.common import (
     DataArgument,
     JsonOption,
@@ -36,8 +36,15 @@ StepsOption = Annotated[int, typer.Option("--steps", min=1, max=10_000, help="De
 
 def sample(
     model_dir: ModelArgument,
-    rows: Annotated[int, typer.Option("--rows", "-n", help="How many rows to draw.", show_default=False)],
     out: OutOption,
+    rows: Annotated[
+        int | None, typer.Option("--rows", "-n", help="How many rows of a table to draw.", show_default=False)
+    ] = None,
+    length: drawing.LengthOption = None,
+    windows: drawing.WindowsOption = None,
+    count_of_series: drawing.SeriesOption = 1,
+    entity: drawing.EntityOption = None,
+    given_rows: drawing.GivenRowsOption = None,
     given: Annotated[
         list[str] | None,
         typer.Option("--given", metavar="CONDITION", help="a=value (empty: missing), a=1..5, 'a>=1', 'a in {x,y}'."),
@@ -68,12 +75,25 @@ def sample(
     restart: RestartPartsOption = False,
     as_json: JsonOption = False,
 ) -> Outcome:
-    """Draw synthetic rows: all of them, those with given values, or balanced ones."""
+    """Draw synthetic rows: all of them, those with given values, or balanced ones. Of the model of a series: series."""
     from tabdiff.config import SampleConfig
     from tabdiff.constraints import read_constraints
 
     files().check_table_file(out)
-    model = load_model(model_dir)
+    model = drawing.load_either(model_dir)
+    asked_of_series = {"length": length, "windows": windows, "entity": entity, "given": given_rows}
+    if drawing.is_series(model):
+        for_tables = {
+            "--rows": rows,
+            "--given": given,
+            "--balance": balance,
+            "--constraints": constraints,
+            "--stream": stream,
+        }
+        return drawing.sample(
+            model, out, asked_of_series, count_of_series, seed=seed, steps=steps, sampler=sampler, for_tables=for_tables
+        )
+    rows = drawing.rows_of_table(rows, asked_of_series)
     conditions = _conditions(given or [], model.schema)
     rules = read_constraints(constraints, model.schema) if constraints else None
     options = SampleConfig(steps=steps, sampler=sampler, copies=copies, rare=rare, missing=missing)  # type: ignore[call-arg]
@@ -128,13 +148,18 @@ def impute(
     interval: Annotated[
         float | None, typer.Option("--interval", help="Add columns NAME_low and NAME_high, as in 0.9; more draws help.")
     ] = None,
+    every_place: drawing.EveryPlaceOption = False,
     seed: SeedOption = 0,
     query: QueryOption = None,
     as_json: JsonOption = False,
 ) -> Outcome:
-    """Fill the gaps of a table from the cells that are there."""
+    """Fill the gaps of a table or of recordings from the cells that are there."""
     files().check_table_file(out)
-    model, frame = load_model(model_dir), read_table(data, query)
+    model, frame = drawing.load_either(model_dir), read_table(data, query)
+    if drawing.is_series(model):
+        return drawing.impute(model, frame, out, draws, interval, every_place, seed)
+    if every_place:
+        raise ConfigError("--every-place is for the model of a series; this one is of a table. Leave it out.")
     filled = model.impute(frame, draws=draws, interval=interval, seed=seed)
     files().write(filled, out)
     return _describe_filled(frame, filled, draws, out)

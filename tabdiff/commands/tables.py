@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,10 +24,11 @@ from tabdiff.commands.common import (
     QueryOption,
     api,
     files,
+    load_model,
     read_table,
     series_api,
 )
-from tabdiff.commands.streams import RestartPartsOption, ResumePartsOption, StreamOption
+from tabdiff.commands.streams import RayAddressOption, RayOption, RestartPartsOption, ResumePartsOption, StreamOption
 from tabdiff.errors import ConfigError, TabdiffWarning, TrainingError
 from tabdiff.terminal import Outcome, describe_fit, describe_scores, progress
 
@@ -57,6 +60,9 @@ def fit(
     query: QueryOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that was cut off.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away a fit that was cut off.")] = False,
+    start_from: Annotated[
+        Path | None, typer.Option("--start-from", metavar="MODEL_DIR", help="Begin with the weights of this model.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> Outcome:
     """Fit a model of a table, or of sensor series, and write it as a folder."""
@@ -68,10 +74,19 @@ def fit(
     overrides = read_overrides(columns) if columns else None
     files().check_model_folder(out)
     frame = read_table(data, query)
-    checkpoint = _checkpoint(out, resume=resume, restart=restart)
-    with _resumable(checkpoint), progress("fitting") as on_event:
-        fit = api().fit if options.series.time is None else series_api().fit_series
+    first = os.environ.get("RANK", "0") == "0"  # under torchrun, one process tells and writes
+    fit: Callable[..., Any] = api().fit
+    if options.series.time is not None:
+        if start_from is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("a model of a series begins at random, in one process; got --start-from or torchrun.")
+        fit = series_api().fit_series
+    elif start_from is not None:
+        fit = partial(fit, start_from=load_model(start_from))
+    checkpoint = _checkpoint(out, resume=resume, restart=restart) if first else _checkpoint_of(out)
+    with _resumable(checkpoint), progress("fitting") if first else nullcontext() as on_event:
         model = fit(frame, options, overrides=overrides, checkpoint=checkpoint, on_event=on_event)
+        if not first:
+            raise typer.Exit
         model.save(out)
     shutil.rmtree(checkpoint, ignore_errors=True)
     return describe_fit(model, data, out) if options.series.time is None else of_series.describe_fit(model, out)
@@ -98,6 +113,8 @@ def score(
     stream: StreamOption = None,
     resume: ResumePartsOption = False,
     restart: RestartPartsOption = False,
+    ray: RayOption = None,
+    ray_address: RayAddressOption = None,
     as_json: JsonOption = False,
 ) -> Outcome:
     """Score every row: how abnormal, which columns say so, what they should have been. Of a series: places and events."""
@@ -116,17 +133,24 @@ def score(
     if picture is not None:
         raise ConfigError("--picture draws a series; this is the model of a table. Leave it out.")
     rule = model.rule(**asked)  # a rule that does not work is told of before the table is read
-    if streams.score_in_parts(data, query, out, stream=stream, resume=resume, restart=restart):
-        return streams.score(model, data, out, rule, resume=resume)
+    workers = streams.workers(model_dir, model, ray, ray_address, stream)
+    if streams.score_in_parts(
+        data, query, out, stream=stream if workers is None else True, resume=resume, restart=restart
+    ):
+        return streams.score(model, data, out, rule, resume=resume, workers=workers)
     frame = read_table(data, query)
     scores = model.score(frame, **asked)
     files().write(_joinable(scores.to_frame(), model, frame), out)
     return describe_scores(model, scores, rule.label, out)
 
 
+def _checkpoint_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.checkpoint")
+
+
 def _checkpoint(out: Path, *, resume: bool, restart: bool) -> Path:
     """Where the state of the fit is kept; whatever is there already needs a decision."""
-    folder = out.with_name(f"{out.name}.checkpoint")
+    folder = _checkpoint_of(out)
     if resume and restart:
         raise ConfigError("--resume goes on with a fit, --restart throws it away; got both. Leave one of them out.")
     if folder.exists() and restart:

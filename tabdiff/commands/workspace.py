@@ -118,6 +118,10 @@ def add(
     lateness: Annotated[
         float, typer.Option("--lateness", min=0, help="How far below the largest value rows may arrive.")
     ] = 0.0,
+    late_within: Annotated[
+        float | None,
+        typer.Option("--late-within", help="Score rows that come later still, so far below the watermark."),
+    ] = None,
     settle: Annotated[float, typer.Option("--settle", min=0, help="Seconds that a CSV file must not change.")] = 2.0,
     marker: Annotated[str | None, typer.Option("--marker", help="File that says that a subfolder is complete.")] = None,
     keys: Annotated[list[str] | None, typer.Option("--key", help="Column copied beside the scores.")] = None,
@@ -127,7 +131,13 @@ def add(
     """Register a source. Passwords are never stored: say env:NAME or file:PATH."""
     options = {"location": location, "new": new, "column": column, "table": table_name, "marker": marker}
     spec = _open().sources.add(
-        name, replace=replace, **options, lateness=lateness, settle=settle, keys=tuple(keys or ())
+        name,
+        replace=replace,
+        **options,
+        lateness=lateness,
+        late_within=late_within,
+        settle=settle,
+        keys=tuple(keys or ()),
     )
     return Outcome(
         {"name": name, **spec.model_dump(mode="json")}, [f"Source {name}: {spec.location}, new rows by {spec.new}."]

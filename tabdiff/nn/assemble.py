@@ -28,6 +28,7 @@ _KERNEL_FACTORS = (0.2, 0.3, 0.5)  # noise levels of the kernel views, in mean d
 _NEIGHBOUR_FACTOR = 1.0  # the level at which a row's neighbours are weighed
 _MIXTURE_SIGMAS = (0.32, 1.73)  # noise levels of the two mixture views, in standard deviations
 _LEARNED_SIGMAS = (1.4, 2.0, 3.0)  # noise levels of the learned view, in standard deviations
+_WINDOW_WIDTH, _WINDOW_BLOCKS = 96, 4  # of the network of windows
 _MASKING_SIGMA, _MASKING_PROBES = 2.0, 4  # with categories: one level, each category masked in about half of the probes
 
 
@@ -53,19 +54,21 @@ def build_denoiser(layout: Layout, windows: Float32[np.ndarray, "n t w"], config
     process = MixedProcess(
         layout, config.process.sigma_min, sigma_max, config.process.rho, *(tensor.float() for tensor in shape)
     )
-    width = config.network.width or (128 if len(x) < 3000 else 256)
+    rows = x.shape[1] == 1
+    network = config.network
+    width, blocks = (128 if len(x) < 3000 else 256, 2) if rows else (_WINDOW_WIDTH, _WINDOW_BLOCKS)
     denoiser = Denoiser(
         process,
         *(tensor.float() for tensor in (mean, basis, variance, noise_scale)),
         length=x.shape[1],
-        width=width,
-        blocks=config.network.blocks,
-        dropout=config.network.dropout,
+        width=network.width or width,
+        blocks=network.blocks or blocks,
+        dropout=network.dropout if network.dropout is not None else 0.2 * rows,
     )
     with torch.no_grad():  # an untrained network knows the columns, each by itself
         slots = torch.as_tensor(layout.category_slots)
         share = torch.log((x[..., slots].sum(0) + 0.5) / (len(x) + 1.0))
-        denoiser.write.bias.view(x.shape[1], -1)[:, slots] = share
+        denoiser.last.bias[slots] = share.mean(0)
     return denoiser
 
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from tabdiff.layout import Layout
 from tabdiff.nn.process import MixedProcess
+from tabdiff.nn.processes import Dropout
+from tabdiff.nn.temporal import TemporalNetwork
 
 _HARMONICS = 16  # of what is learned along the states of a number
 _FREEDOM = 0.3  # how fast a state of a number departs from its neighbours, 1 as fast as a plain category
@@ -35,7 +37,7 @@ class ResidualBlock(nn.Module):
         self.modulate = nn.Linear(_LEVEL_WIDTH, 2 * width) if modulated else None
         self.expand = nn.Linear(width, width)
         self.contract = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         # A block starts as the identity, so depth costs nothing at the start of training.
         nn.init.zeros_(self.contract.weight)
         nn.init.zeros_(self.contract.bias)
@@ -61,24 +63,31 @@ class Smooth(nn.Module):
     cosines: Tensor
     freedom: Tensor
 
-    def __init__(self, layout: Layout, length: int, width: int, scale: float) -> None:
+    def __init__(self, layout: Layout, width: int, scale: float) -> None:
         super().__init__()
         units = [unit for unit in layout.units if unit.kind == "category" and unit.places]
-        cosines = torch.zeros(len(units), length * layout.model_width, _HARMONICS)
+        cosines = torch.zeros(len(units), layout.model_width, _HARMONICS)
         order = torch.arange(1, _HARMONICS + 1)
-        freedom = torch.ones(length * layout.model_width, 1)
+        freedom = torch.ones(layout.model_width, 1)
         for index, unit in enumerate(units):
             share = torch.special.ndtr(torch.tensor(unit.places))[:, None]
-            for step in range(length):
-                start = step * layout.model_width + unit.start
-                rows = slice(start, start + len(unit.places))
-                cosines[index, rows] = math.sqrt(2) * torch.cos(math.pi * order * share) / order
-                freedom[rows] = _FREEDOM
+            rows = slice(unit.start, unit.start + len(unit.places))
+            cosines[index, rows] = math.sqrt(2) * torch.cos(math.pi * order * share) / order
+            freedom[rows] = _FREEDOM
         # (W, units x harmonics): which unit a slot belongs to is part of the matrix.
         self.register_buffer("cosines", cosines.permute(1, 0, 2).flatten(1), persistent=False)
         self.register_buffer("freedom", freedom, persistent=False)
-        self.own = nn.Parameter(scale * torch.randn(length * layout.model_width, width))
+        self.own = nn.Parameter(scale * torch.randn(layout.model_width, width))
         self.along = nn.Parameter(scale * torch.randn(self.cosines.shape[1], width))
+
+    @torch.no_grad()
+    def begin_with(self, weights: Float[Tensor, "w h"]) -> None:
+        """Be these weights: of all ways to share them out, the one with the smallest parts."""
+        cosines, freedom = self.cosines.double(), self.freedom.double()
+        total = cosines @ cosines.T + torch.diag(freedom[:, 0] ** 2)
+        solved = torch.linalg.solve(total, weights.double())
+        self.own.copy_(freedom * solved)
+        self.along.copy_(cosines.T @ solved)
 
     def forward(self) -> Float[Tensor, "w h"]:
         """The weights."""
@@ -95,7 +104,8 @@ class Denoiser(nn.Module):
         basis: (T n, T n) eigenvectors of their covariance, in columns.
         variance: (T n,) its eigenvalues.
         noise_scale: (T n,) standard deviation of the process noise along each eigenvector at sigma = 1.
-        width, blocks, dropout: size of the network.
+        width, blocks, dropout: size of the network: an MLP for rows, `TemporalNetwork` for windows, to which numbers that are
+            given are as noisy as others (`tabdiff.codenoising` brings them in).
     """
 
     mean: Tensor
@@ -127,12 +137,20 @@ class Denoiser(nn.Module):
             "noise_scale": noise_scale,
         }.items():
             self.register_buffer(name, value)
-        numbers, units = length * len(layout.number_units), length * len(layout.units)
-        slots = length * layout.model_width
+        self.width, self.depth, self.dropout = width, blocks, dropout
+        numbers, units, slots = len(layout.number_units), len(layout.units), layout.model_width
         visible = np.ones(layout.model_width, np.float32)
         visible[[layout.units[index].start for index in layout.detail_units]] = 0.0
         self.register_buffer("visible", torch.as_tensor(visible), persistent=False)
-        self.level = nn.Sequential(nn.Linear(_TIME_FEATURES, _LEVEL_WIDTH), nn.SiLU()) if numbers else None
+        timed = bool(numbers) or length > 1
+        self.level = nn.Sequential(nn.Linear(_TIME_FEATURES, _LEVEL_WIDTH), nn.SiLU()) if timed else None
+        # While it is trained, weights along the states of a number are a sum of two; `fold` ends that.
+        self.smooth: nn.ModuleDict | None = None
+        if length > 1:
+            self.network = TemporalNetwork(
+                slots + numbers, slots, length, level_width=_LEVEL_WIDTH, width=width, blocks=blocks, dropout=dropout
+            )
+            return
         self.read = nn.Linear(slots + 2 * numbers, width)
         nn.init.normal_(self.read.weight, std=units**-0.5)
         self.blocks = nn.ModuleList(ResidualBlock(width, dropout, bool(numbers)) for _ in range(blocks))
@@ -140,19 +158,27 @@ class Denoiser(nn.Module):
         self.write = nn.Linear(width, slots)
         nn.init.zeros_(self.write.weight)
         nn.init.zeros_(self.write.bias)
-        # While it is trained, weights along the states of a number are a sum of two; `fold` ends that.
-        self.smooth: nn.ModuleDict | None = None
 
-    def unfold(self) -> None:
-        """Share what is learned between neighbouring states of a number from now on; a fresh network only."""
-        layout, width = self.process.layout, self.read.out_features
-        if any(unit.places for unit in layout.units):
-            scale = (self.length * len(layout.units)) ** -0.5
-            parts = {
-                "read": Smooth(layout, self.length, width, scale),
-                "write": Smooth(layout, self.length, width, 0.0),
-            }
+    @property
+    def last(self) -> nn.Linear:
+        """The layer whose bias is what an untrained network says, the same at every place."""
+        return self.write if self.length == 1 else self.network.write
+
+    @property
+    def multiplications(self) -> int:
+        """For one window, about: how long training takes."""
+        return self.length * sum(p.numel() for p in self.parameters())
+
+    def unfold(self, *, keep: bool = False) -> None:
+        """Share what is learned between neighbouring states of a number from now on; with `keep` the function stays the same."""
+        layout = self.process.layout
+        if self.length == 1 and any(unit.places for unit in layout.units):
+            scale = len(layout.units) ** -0.5
+            parts = {"read": Smooth(layout, self.width, scale), "write": Smooth(layout, self.width, 0.0)}
             self.smooth = nn.ModuleDict(parts).to(self.mean.device)
+            if keep:
+                parts["read"].begin_with(self.read.weight[:, : self.write.out_features].T)
+                parts["write"].begin_with(self.write.weight)
 
     def fold(self) -> None:
         """Make the shared weights plain ones; the function stays the same."""
@@ -195,35 +221,51 @@ class Denoiser(nn.Module):
     ) -> tuple[Float[Tensor, "b t n"], Float[Tensor, "b t w"], Float[Tensor, "b tn"]]:
         """Mean of the numbers, logits of the categories, c_out."""
         process, numbers = self.process, len(self.process.layout.number_units)
-        read, write = self._weights()
         seen, level = x_t * self.visible, None
-        inputs = seen.flatten(1)
-        if numbers:
-            if given is None:
-                given = x_t.new_zeros((*x_t.shape[:-1], len(process.layout.units)), dtype=torch.bool)
-            noise_variance = (process.sigma(t)[:, None] * self.noise_scale) ** 2
-            total = self.variance + noise_variance
-            centred = x_t[..., process.number_slots].flatten(1) - self.mean
-            rotated = centred @ self.basis
-            c_skip, c_in = self.variance / total, total.rsqrt()
-            c_out = (self.variance * noise_variance / total).sqrt()
-            seen[..., process.number_slots] = (rotated * c_in).view(x_t.shape[0], self.length, -1)
-            # Given numbers enter once more by themselves: scaled with the noisy ones they would vanish at high levels.
-            given_numbers = given[..., process.number_units].flatten(1).to(x_t.dtype)
-            inputs = torch.cat([seen.flatten(1), centred * given_numbers, given_numbers], dim=-1)
-            assert self.level is not None  # numbers have noise levels
+        if self.level is not None:
             level = self.level(time_features(t))
-        h = nn.functional.linear(inputs, read, self.read.bias)
+        if not numbers:
+            nothing = x_t.new_zeros((x_t.shape[0], self.length, 0))
+            return nothing, self._network(seen, [], level), nothing.flatten(1)
+        sigma = process.sigma(t)[:, None]
+        noise_variance = (sigma * self.noise_scale) ** 2
+        total = self.variance + noise_variance
+        centred = x_t[..., process.number_slots].flatten(1) - self.mean
+        rotated = centred @ self.basis
+        c_skip, c_in = self.variance / total, total.rsqrt()
+        c_out = (self.variance * noise_variance / total).sqrt()
+        if self.length == 1:
+            seen[..., process.number_slots] = (rotated * c_in).view(x_t.shape[0], 1, -1)
+            # Given numbers enter once more by themselves: scaled with the noisy ones they would vanish at high levels.
+            mask = (
+                torch.zeros_like(centred)
+                if given is None
+                else given[..., process.number_units].flatten(1).to(x_t.dtype)
+            )
+            out = self._network(seen, [centred * mask, mask], level)
+            correction = out[..., process.number_slots].flatten(1)
+        else:
+            # Convolutions go along time, so the network works in places: whitened there, and as they are.
+            shape = (x_t.shape[0], self.length, -1)
+            seen[..., process.number_slots] = ((rotated * c_in) @ self.basis.T).view(shape)
+            out = self._network(seen, [(centred * (1 + sigma**2).rsqrt()).view(shape)], level)
+            correction = out[..., process.number_slots].flatten(1) @ self.basis
+        mean = self.mean + (c_skip * rotated + c_out * correction) @ self.basis.T
+        return mean.view(x_t.shape[0], self.length, -1), out, c_out
+
+    def _network(
+        self, seen: Float[Tensor, "b t w"], more: list[Tensor], level: Float[Tensor, "b l"] | None
+    ) -> Float[Tensor, "b t w"]:
+        if self.length > 1:
+            assert level is not None  # windows have noise levels
+            values: Tensor = self.network(torch.cat([seen, *more], dim=-1), level)
+            return values
+        read, write = self._weights()
+        h = nn.functional.linear(torch.cat([seen.flatten(1), *more], dim=-1), read, self.read.bias)
         for block in self.blocks:
             h = block(h, level)
         out = nn.functional.linear(nn.functional.silu(self.norm(h)), write, self.write.bias)
-        out = out.view(x_t.shape[0], self.length, -1)
-        if not numbers:
-            nothing = x_t.new_zeros((x_t.shape[0], self.length, 0))
-            return nothing, out, nothing.flatten(1)
-        correction = out[..., process.number_slots].flatten(1)
-        mean = self.mean + (c_skip * rotated + c_out * correction) @ self.basis.T
-        return mean.view(x_t.shape[0], self.length, -1), out, c_out
+        return out[:, None]
 
 
 def time_features(t: Float[Tensor, " b"]) -> Float[Tensor, "b f"]:

@@ -32,11 +32,16 @@ from tabdiff.nn.objective import (
     draw_noise,
     fill_gated,
 )
+from tabdiff.nn.processes import Dropout, add_up, agreed, place, share
 
 _EPOCHS = 30  # how often each row is seen; conditional distributions overfit after that
 _LEAST_STEPS = 600  # but a small table needs more
+_LEARNED_STEPS = 0.5  # of the planned steps, for a network that begins with the weights of another
+_LEARNED_RATE = 0.5  # of the learning rate; the full one throws away what a small table has taught it
 _HELD_OUT_ROWS = 2048
 _PROGRESS = ("step", "steps", "best", "worse", "elapsed", "finished", "identity")
+_LEAST_WINDOW_STEPS = 200  # an untrained network is the best linear denoiser already
+_WINDOW_COMPUTE = 4.8e12  # for windows, of which more is to be learned
 _COMPUTE = 1.6e12  # floating-point operations of the default budget; about 40 s of one core of 2020
 
 
@@ -76,8 +81,11 @@ def train(
     *,
     checkpoint: Path | None = None,
     identity: str = "",
+    learned: bool = False,
 ) -> Iterator[TrainEvent]:
     """Fit `denoiser` in place; when the iterator ends it holds the averaged weights of the best held-out loss.
+
+    Under torchrun every process calls this with the same arguments and ends with the same weights; the first writes the checkpoint.
 
     Args:
         denoiser: on the device to train on; `x` may be elsewhere.
@@ -85,13 +93,22 @@ def train(
         held_out, held_out_present: windows for the early stop.
         checkpoint: folder that is replaced at every evaluation and read at the start if it exists.
         identity: names the table and options that made `x`; a checkpoint of another identity is refused.
+        learned: the denoiser has weights worth keeping; it is trained at half the rate, for half the steps unless `config` says how many.
 
     Raises:
-        TrainingError: the loss is not finite, or the checkpoint is of another fit.
+        TrainingError: the loss is not finite, the checkpoint is of another fit, or there are more processes than rows of a batch.
     """
     steps = planned_steps(denoiser, config, len(x))
-    denoiser.unfold()
-    state = _State.create(denoiser, config, steps, planned_batch(config, len(x)), identity)
+    if learned and config.steps is None:
+        steps = max(1, round(_LEARNED_STEPS * steps))
+    batch = planned_batch(config, len(x), denoiser.length)
+    if batch < place()[1]:
+        raise TrainingError(
+            f"each process needs a row of every batch; got {place()[1]} processes for batches of {batch}. "
+            "Start fewer, or raise train.batch_size."
+        )
+    denoiser.unfold(keep=learned)
+    state = _State.create(denoiser, config, steps, batch, identity, learned)
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint)
         if state.finished:
@@ -109,18 +126,18 @@ def train(
         total += state.advance(x, present)
         counted += 1
         now = time.monotonic()
-        out_of_time = config.time_limit is not None and now - started > config.time_limit
+        out_of_time = config.time_limit is not None and agreed(now - started > config.time_limit)
         if state.step % config.evaluate_every and state.step < state.steps and not out_of_time:
             continue
         state.elapsed = now - started
-        loss, current = float(total) / counted, evaluate()
+        loss, current = float(total) / counted, agreed(evaluate())
         if not math.isfinite(loss) or not math.isfinite(current):
             raise TrainingError(
                 f"the loss must stay finite; at step {state.step} it is {loss} (held out {current}). "
                 f"Lower train.learning_rate (now {config.learning_rate}) or use train.precision=float32."
             )
         finished = state.judge(current, out_of_time)
-        if checkpoint is not None:
+        if checkpoint is not None and place()[0] == 0:
             state.save(checkpoint)
         rate = counted * state.batch / max(now - since, 1e-9)
         if finished:
@@ -129,18 +146,19 @@ def train(
         total, counted, since = torch.zeros((), device=device), 0, time.monotonic()
 
 
-def planned_batch(config: TrainConfig, rows: int) -> int:
-    """`config.batch_size`, or a power of two from 32 to 256 that leaves a small table enough gradient steps an epoch."""
-    return config.batch_size or min(256, max(32, 2 ** int(math.log2(max(rows, 8) / 8))))
+def planned_batch(config: TrainConfig, rows: int, length: int = 1) -> int:
+    """`config.batch_size`, or a power of two from 32 to 256 (of windows 128) that leaves a small table enough gradient steps an epoch."""
+    return config.batch_size or min(256 if length == 1 else 128, max(32, 2 ** int(math.log2(max(rows, 8) / 8))))
 
 
 def planned_steps(denoiser: Denoiser, config: TrainConfig, rows: int) -> int:
     """`config.steps`, or `_EPOCHS` passes over the rows as far as the default amount of computation allows."""
     if config.steps is not None:
         return config.steps
-    batch = planned_batch(config, rows)
-    affordable = _COMPUTE / (6 * sum(p.numel() for p in denoiser.parameters()) * batch)
-    return int(max(_LEAST_STEPS, min(affordable, _EPOCHS * rows / batch)))
+    batch = planned_batch(config, rows, denoiser.length)
+    windows = denoiser.length > 1
+    affordable = (_WINDOW_COMPUTE if windows else _COMPUTE) / (6 * denoiser.multiplications * batch)
+    return int(max(_LEAST_WINDOW_STEPS if windows else _LEAST_STEPS, min(affordable, _EPOCHS * rows / batch)))
 
 
 @dataclass
@@ -156,6 +174,7 @@ class _State:
     steps: int
     batch: int
     identity: str
+    learned: bool = False
     step: int = 0
     best: float = math.inf
     worse: int = 0
@@ -163,7 +182,9 @@ class _State:
     finished: str | None = None
 
     @classmethod
-    def create(cls, denoiser: Denoiser, config: TrainConfig, steps: int, batch: int, identity: str) -> _State:
+    def create(
+        cls, denoiser: Denoiser, config: TrainConfig, steps: int, batch: int, identity: str, learned: bool
+    ) -> _State:
         uncertainty = Uncertainty(max(1, denoiser.mean.numel())).to(denoiser.mean.device)
         parameters = [*denoiser.parameters(), *uncertainty.parameters()]
         optimizer = torch.optim.AdamW(
@@ -174,13 +195,16 @@ class _State:
             fused=True,
         )
         weights = {name: value.detach().clone() for name, value in denoiser.state_dict().items()}
-        return cls(denoiser, uncertainty, optimizer, weights, copy.deepcopy(weights), config, steps, batch, identity)
+        return cls(
+            denoiser, uncertainty, optimizer, weights, copy.deepcopy(weights), config, steps, batch, identity, learned
+        )
 
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine to 0 over the planned steps."""
         config = self.config
         warm = min(1.0, (self.step + 1) / (min(config.warmup, self.steps // 10) + 1))
-        return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps)))
+        largest = config.learning_rate * (_LEARNED_RATE if self.learned else 1.0)
+        return largest * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps)))
 
     def event(self, loss: float, held_out: float, rate: float) -> TrainEvent:
         """What the caller is told."""
@@ -212,14 +236,30 @@ class _State:
         given = None
         if layout.number_units:  # a category that is given looks like one that is not masked yet
             noise = decouple_categories(noise.cpu(), layout, generator).to(device)
+        if layout.number_units and self.denoiser.length == 1:  # a window's numbers are given in closed form
             given = draw_given(layout, present[rows], config.condition_share, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.denoiser.train()
+        own = share(self.batch)
+        for module in self.denoiser.modules():
+            if isinstance(module, Dropout):
+                module.rows = self.batch
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            loss = denoising_loss(self.denoiser, self.uncertainty, batch, present[rows], t, noise, given)
+            loss = denoising_loss(
+                self.denoiser,
+                self.uncertainty,
+                batch[own],
+                present[rows[own]],
+                t[own],
+                noise[own],
+                None if given is None else given[own],
+            )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        # The mean over the batch is the sum of the processes' parts.
+        loss = loss * ((own.stop - own.start) / self.batch)
+        loss.backward()
+        loss = add_up(loss.detach(), [*self.denoiser.parameters(), *self.uncertainty.parameters()])
         nn.utils.clip_grad_norm_(self.denoiser.parameters(), 10.0)
         self.optimizer.step()
         self.step += 1
@@ -230,7 +270,7 @@ class _State:
             torch._foreach_lerp_(
                 [self.averaged[name] for name, _ in self.denoiser.named_parameters()], current, 1 - decay
             )
-        return loss.detach()
+        return loss
 
     def judge(self, held_out: float, out_of_time: bool) -> bool:
         """Keep the best averaged weights and decide whether to stop."""
@@ -330,7 +370,11 @@ def _held_out_loss(x: Tensor, present: Tensor, state: _State, config: TrainConfi
     order = torch.randperm(len(x), generator=generator)
     t = ((order + 0.5) / len(x)).to(x.device)
     noise = draw_noise(layout, tuple(x.shape[:2]), generator).to(x.device)
-    given = draw_given(layout, present, config.condition_share, generator) if layout.number_units else None
+    given = (
+        draw_given(layout, present, config.condition_share, generator)
+        if layout.number_units and x.shape[1] == 1
+        else None
+    )
     averaged_model = copy.deepcopy(state.denoiser).eval()
     plain = Uncertainty(state.uncertainty.linear.out_features).to(x.device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -44,6 +44,22 @@ class TableReader(GrowingReader):
                 return None
             frame = _frame(connection, sa.select(self.table).where(*new, self.column <= end).order_by(self.column))
         return self._piece(frame, _encode(end))
+
+    def recent(self, after: Sequence[Any]) -> pl.DataFrame:
+        """Rows not far below the watermark."""
+        with _connected(self.spec) as connection:
+            if self._mark is None:
+                return _frame(connection, sa.select(self.table).where(sa.false()))
+            mark = _decode(self._mark)
+            low = max(
+                [_earlier(mark, self.spec.late_within or 0.0), *(_decode({**self._mark, "value": v}) for v in after)]
+            )
+            between = sa.and_(self.column > low, self.column <= mark)
+            return _frame(connection, sa.select(self.table).where(between).order_by(self.column))
+
+    def encoded(self, value: Any) -> int | str:
+        """Integers, or ISO 8601."""
+        return _encode(value)
 
     def _count_below(self, value: Any) -> int:
         mark = {"kind": self.kind, "value": value}

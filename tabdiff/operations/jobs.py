@@ -46,7 +46,9 @@ class ScoreJob(_Job):
     alerts_per_day: float | None = Field(
         None, gt=0, description="flag above the score that normal rows pass so often a day"
     )
-    rows_per_day: float | None = Field(None, gt=0, description="rows scored a day, with alerts_per_day")
+    rows_per_day: float | None = Field(
+        None, gt=0, description="rows that come in a day, for alerts_per_day; as in the fit if not given"
+    )
     saved_rule: bool = Field(
         True, description="a rule saved for this source and model (tabdiff alerts rule) counts instead of those above"
     )
@@ -84,6 +86,10 @@ class TrainJob(_Job):
         gt=0,
         le=0.5,
         description="rows that no version trains on, chosen by a hash of the row; at most 5,000 of them judge",
+    )
+    warm_start: bool = Field(
+        True,
+        description="begin with the champion's weights if columns and network are the same; half of the steps are planned then",
     )
     promote: Literal["auto", "ask", "never"] = Field(
         "auto", description="auto: by the rule of docs/workspace.md; ask: leave an event; never: only train and compare"

@@ -1,8 +1,9 @@
-"""How good a synthetic set is: copies, validity, and figures beside rows that the model was not fitted on.
+"""How good a synthetic set is: copies, validity, and figures beside real rows.
 
-The rows of the fit are not kept in a workspace, so ranges and categories are those of the model's schema, and copies are told by what the model
-remembers of its rows. Everything else is measured against rows that no version was fitted on. A conditional set is compared with those
-of them that meet the condition; a balanced one is not meant to be like any real rows, and is only checked.
+Ranges and categories are those of the model's schema, and copies are told by what the model remembers of its rows. Everything
+else is measured against rows of the fit, with rows that no version was fitted on for the floor; against the latter alone
+where a version kept none of its own. A conditional set is compared with those of them that meet the condition; a balanced
+one is not meant to be like any real rows, and is only checked.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def judge(
     rules: Sequence[Any],
     *,
     balanced: bool,
+    fitted: pl.DataFrame | None = None,
 ) -> Judged:
-    """Check drawn rows and compare them with rows that the model was not fitted on.
+    """Check drawn rows and compare them with real ones.
 
     Args:
         model: what drew them.
@@ -56,6 +58,7 @@ def judge(
         given: the conditions of `Model.sample`.
         rules: the constraints that were to be obeyed.
         balanced: shares of a column were set, so the rows are not meant to be like real ones.
+        fitted: rows that the model was fitted on, if the version kept some.
     """
     from tabdiff.evaluate.fidelity import shape_error, trend_error  # brings scikit-learn
     from tabdiff.evaluate.report import evaluate
@@ -84,13 +87,18 @@ def judge(
     shape, trend = shape_error(alike, drawn).mean, trend_error(alike, drawn).mean
     equal = drawn.join(alike.unique(), on=columns, how="semi", nulls_equal=True).height
     report |= {"shape_error": float(shape), "trend_error": float(trend), "equal_to_unseen_rows": equal}
-    if min(alike.height, drawn.height) < _HALVED:
+    own = alike.clear() if fitted is None else meeting(model.schema, fitted, given).select(columns)
+    known = own.height >= FEWEST
+    # Without rows of the fit the others are cut in halves, of which one stands for a perfect generator.
+    if not known and min(alike.height, drawn.height) < _HALVED:
         report["not_compared"] = f"fewer than {_HALVED} rows on either side are too few for a floor and a detector"
         return Judged(report, "")
-    real, synthetic = _some(alike), _some(drawn)
-    evaluation = evaluate(real, synthetic, schema=free)
+    real, holdout = (_some(own), _some(alike)) if known else (_some(alike), None)
+    synthetic = _some(drawn)
+    evaluation = evaluate(real, synthetic, holdout, schema=free)
     checked = replace(evaluation, validity=valid, privacy=_privacy(evaluation, copies))
     report |= {
+        "holdout_given": known,
         "figures": [figure.to_json() for figure in evaluation.figures],
         "columns": [each.to_json() for each in evaluation.columns],
         "pairs": [each.to_json() for each in evaluation.pairs[:_PAIRS]],

@@ -5,7 +5,7 @@ A piece is a function of the source and of what was committed before, never of t
 - file, partition: a file (or subfolder) is scored once, under its name. Half a Parquet file has no footer and cannot be read;
   a file without an end mark must not change for a while. One that changes after it was scored is told of, not scored again.
 - column: rows with watermark < value <= largest value - lateness, in pieces that end between two values. A row that arrives with a
-  value at or below the watermark is late: it is counted and told of, never scored.
+  value at or below the watermark is late: it is counted and told of, and scored only by the rule of `late_rows`.
 """
 
 from __future__ import annotations
@@ -261,8 +261,16 @@ class GrowingReader:
         return Piece(part, frame, {"kind": self.kind, "value": end})
 
     def advance(self, piece: Piece) -> None:
-        """The watermark moved."""
-        self._mark = piece.watermark
+        """The watermark moved, unless the rows were late ones."""
+        self._mark = piece.watermark or self._mark
+
+    def recent(self, after: Sequence[Any]) -> pl.DataFrame:
+        """Rows at most `late_within` below the watermark, and above all values of `after`, as `encoded` gives them."""
+        raise NotImplementedError
+
+    def encoded(self, value: Any) -> Any:
+        """A value of the column as a watermark has it."""
+        raise NotImplementedError
 
     def skip(self, piece: Piece) -> bool:
         """What lies above cannot be reached: rows must not be left out silently."""
@@ -308,11 +316,24 @@ class ColumnReader(GrowingReader):
         self._upto = self._limit(dtype)
 
     def _limit(self, dtype: pl.DataType) -> int | None:
-        units = 1.0
+        self._units = 1.0
         if isinstance(dtype, pl.Datetime):
-            units = {"ms": 1e3, "us": 1e6, "ns": 1e9}[dtype.time_unit]
+            self._units = {"ms": 1e3, "us": 1e6, "ns": 1e9}[dtype.time_unit]
         highest = self._collect(self.frame.select(self.key.max()))
-        return None if highest is None else int(highest) - int(self.spec.lateness * units)
+        return None if highest is None else int(highest) - int(self.spec.lateness * self._units)
+
+    def recent(self, after: Sequence[Any]) -> pl.DataFrame:
+        """Rows not far below the watermark."""
+        mark = None if self._mark is None else self._mark["value"]
+        if mark is None:
+            return self.frame.head(0).collect()
+        low = max([mark - int((self.spec.late_within or 0.0) * self._units), *after])
+        rows = self.frame.filter(self.key > low, self.key <= mark)
+        return collect(rows, self.spec.location).sort(self.key, maintain_order=True)
+
+    def encoded(self, value: Any) -> int:
+        """Physical units."""
+        return int(pl.select(pl.lit(value, self.frame.collect_schema()[self.column]).to_physical()).item())
 
     def _collect(self, query: pl.LazyFrame) -> Any:
         return collect(query, self.spec.location).item()

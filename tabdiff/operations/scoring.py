@@ -11,6 +11,7 @@ import polars as pl
 
 from tabdiff.errors import SchemaError
 from tabdiff.operations.jobs import ScoreJob
+from tabdiff.operations.late_rows import is_late, pieces
 from tabdiff.operations.new_rows import Finding, Piece, Reader
 from tabdiff.operations.reading import open_reader
 from tabdiff.store import Workspace
@@ -37,7 +38,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
         on_part: called after each part with the rows scored so far.
 
     Returns:
-        run, rows, flagged, parts, late (rows that came too late), findings, and whether there is more.
+        run, rows, flagged, parts, late_scored (rows among them that came late), late (rows that came too late to be scored), findings, and whether there is more.
 
     Raises:
         StoreError: source or champion are missing, or the database is out of reach.
@@ -54,7 +55,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
         rule = job.rule
         if job.saved_rule:
             rule = workspace.triage.rule(workspace.scores.stream(source_id, job.model).id) or rule
-        total = {"rows": 0, "flagged": 0, "parts": 0}
+        total = {"rows": 0, "flagged": 0, "parts": 0, "late_scored": 0}
         findings: list[Finding] = []
         more = False
         late = lost = 0
@@ -63,7 +64,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
             reader = open_reader(spec, stream, workspace.scores.parts(stream), job.rows_per_part)
             mark, revision, rows = stream.watermark, stream.revision, stream.rows
             try:
-                while (piece := reader.next()) is not None:
+                for piece in pieces(reader, lambda stream=stream: workspace.scores.files(stream)):
                     if total["parts"] >= job.max_parts:
                         more = True
                         break
@@ -84,7 +85,8 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
                     )
                     reader.advance(piece)
                     revision, rows, lost = revision + 1, rows + piece.part.rows, 0
-                    for name, number in (("rows", piece.part.rows), ("flagged", flagged), ("parts", 1)):
+                    came_late = piece.part.rows if is_late(piece) else 0
+                    for name, number in zip(total, (piece.part.rows, flagged, 1, came_late), strict=True):
                         total[name] += number
                     if on_part is not None:
                         on_part(total["rows"])

@@ -15,7 +15,7 @@ from tabdiff.errors import StoreError
 from tabdiff.files import atomic_folder, write
 from tabdiff.operations.jobs import SynthesizeJob
 from tabdiff.operations.judging import judge
-from tabdiff.operations.training import REFERENCE
+from tabdiff.operations.training import FITTED, REFERENCE
 from tabdiff.sampling import BLOCK_ROWS
 from tabdiff.store import Workspace
 
@@ -37,7 +37,8 @@ def synthesize(workspace: Workspace, job: SynthesizeJob, *, on_progress: Progres
         on_progress: called with the share of the work that is done, in [0, 1].
 
     Returns:
-        run, new, rows, file, and the report (`tabdiff.operations.judging`).
+        run, new, rows, file, page (report.html beside the file, None if there is none), and the report
+        (`tabdiff.operations.judging`).
 
     Raises:
         StoreError: there is no such version, or the database is out of reach.
@@ -60,7 +61,9 @@ def synthesize(workspace: Workspace, job: SynthesizeJob, *, on_progress: Progres
             drawn = draw(model, job, on_progress)
             rules = model.constraints if job.constraints is None else parse(job.constraints, model.schema)
             unseen = pl.read_parquet(version.folder / REFERENCE)
-            judged = judge(model, drawn, unseen, job.conditions, rules, balanced=bool(job.balance))
+            stored = version.folder / FITTED  # versions of before have none
+            fitted = pl.read_parquet(stored) if stored.is_file() else None
+            judged = judge(model, drawn, unseen, job.conditions, rules, fitted=fitted, balanced=bool(job.balance))
             report = judged.report | {"model": str(version), "options": job.model_dump(mode="json")}
             group = workspace.home / "synthetic" / str(version.id)
             group.mkdir(exist_ok=True)
@@ -80,12 +83,14 @@ def synthesize(workspace: Workspace, job: SynthesizeJob, *, on_progress: Progres
             )
         if on_progress is not None:
             on_progress(1.0)
+        page_file = workspace.home / found["folder"] / "report.html"
         run.result = {
             "run": run.id,
             "model": version.version,
             "new": new,
             "rows": found["rows"],
             "file": str(workspace.home / found["folder"] / "rows.parquet"),
+            "page": str(page_file) if page_file.exists() else None,
             "report": found["report"],
         }
         return run.result

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from tabdiff.errors import StoreError, TrainingError
+from tabdiff.errors import BundleError, ConfigError, StoreError, TrainingError
 from tabdiff.files import atomic_folder, fingerprint
 from tabdiff.operations.comparing import compare
 from tabdiff.operations.jobs import TrainJob
@@ -20,9 +20,12 @@ from tabdiff.store import Workspace
 from tabdiff.store.registry import Version
 
 if TYPE_CHECKING:
+    from tabdiff.model import Model
     from tabdiff.nn.train import TrainEvent
 
 REFERENCE = "reference.parquet"  # rows that no version trained on, kept beside the bundle
+FITTED = "fitted.parquet"  # some of the rows that the version was fitted on, for reports of what is drawn from it
+_MOST_FITTED = 10_000
 _MOST_EVALUATED = 5000
 
 
@@ -39,7 +42,7 @@ def train(
         on_event: called after every held-out evaluation.
 
     Returns:
-        run, version, new (whether it was fitted now), metrics, decision (promoted, asked, kept) and its reasons.
+        run, version, new (whether it was fitted now), started_from (the version whose weights it began with, or why none), metrics, decision (promoted, asked, kept) and its reasons.
 
     Raises:
         StoreError: the source is missing, or the database is out of reach.
@@ -58,6 +61,7 @@ def train(
             "model": job.model,
             "version": version.version,
             "new": new,
+            "started_from": version.metrics.get("started_from", "random weights"),
             "rows": rest.height,
             "findings": [vars(finding) for finding in findings],
             **decision,
@@ -87,9 +91,9 @@ def _fit(
     on_event: Callable[[TrainEvent], None] | None,
 ) -> tuple[Version, bool]:
     """The version of these rows and options: the one that is there, or a new one."""
-    from tabdiff.api import fit
-
-    data, options = fingerprint(rest), job.digest("promote", "tolerance", "source", "model", "max_rows")
+    # How a fit begins is no part of what it is of: or the version that was just promoted would be fitted again from itself.
+    apart = ["promote", "tolerance", "source", "model", "max_rows", *(["warm_start"] if job.warm_start else [])]
+    data, options = fingerprint(rest), job.digest(*apart)
     found = workspace.models.find(job.model, data, options)
     if found is not None:
         return found, False
@@ -100,27 +104,59 @@ def _fit(
             return found, False
         begun = checkpoint.exists()
         try:
-            model = fit(rest, job.fit, overrides=job.columns or None, checkpoint=checkpoint, on_event=on_event)
+            model, started_from = _fit_or_go_on(workspace, job, rest, checkpoint, on_event)
         except TrainingError:
             if not begun:
                 raise
             shutil.rmtree(checkpoint)  # a checkpoint that cannot be gone on with must not stop every later run
-            model = fit(rest, job.fit, overrides=job.columns or None, checkpoint=checkpoint, on_event=on_event)
+            model, started_from = _fit_or_go_on(workspace, job, rest, checkpoint, on_event)
         group = workspace.home / "models" / job.model
         group.mkdir(exist_ok=True)
         folder = group / f"{data[:12]}-{secrets.token_hex(6)}"
         with atomic_folder(folder) as temporary:
             model.save(temporary / "bundle")
             judges.write_parquet(temporary / REFERENCE)
+            rest.sample(min(rest.height, _MOST_FITTED), seed=job.fit.train.seed).write_parquet(temporary / FITTED)
         metrics = {
             "report": model.bundle.model["report"],
             "judges": judges.height,
             "evaluation_share": job.evaluation_share,
+            "started_from": started_from,
         }
         name = str(folder.relative_to(workspace.home))
         version = workspace.models.add(job.model, name, data, options, metrics, source_id=source_id, run_id=run_id)
         shutil.rmtree(checkpoint, ignore_errors=True)
     return version, True
+
+
+def _fit_or_go_on(
+    workspace: Workspace,
+    job: TrainJob,
+    rest: pl.DataFrame,
+    checkpoint: Path,
+    on_event: Callable[[TrainEvent], None] | None,
+) -> tuple[Model, str]:
+    """A model, and which weights it began with: the champion's where that is possible."""
+    from tabdiff.api import fit
+    from tabdiff.loading import load
+
+    def begin(start_from: Model | None) -> Model:
+        overrides = job.columns or None
+        return fit(rest, job.fit, overrides=overrides, checkpoint=checkpoint, on_event=on_event, start_from=start_from)
+
+    champion = next((version for version in workspace.models.all(job.model) if "champion" in version.aliases), None)
+    if not job.warm_start or champion is None:
+        return begin(None), "random weights: " + ("warm_start is off" if champion else "there was no champion")
+    kept = float(champion.metrics.get("evaluation_share", 0.0))
+    if kept < job.evaluation_share:
+        reason = f"{champion} kept {kept:g} of the rows from its fit, so it may know some that judge this one"
+        return begin(None), f"random weights: {reason}"
+    try:
+        assert champion.folder is not None  # an alias keeps its folder
+        return begin(load(champion.folder / "bundle")), str(champion)
+    except (BundleError, ConfigError) as error:
+        # Told of in the result and in the metrics of the version. What is wrong with the options as such comes up again here.
+        return begin(None), f"random weights: {error}"
 
 
 class claimed:  # noqa: N801 - used like a function

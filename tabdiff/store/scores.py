@@ -103,6 +103,19 @@ class Scores:
         rows = self.database.read(lambda connection: connection.execute(query).all())
         return [Part(row.unit, row.part, row.last, row.identity, row.rows) for row in rows]
 
+    def files(self, stream: Stream) -> tuple[int, list[tuple[str, str | None]]]:
+        """The stream's revision, and the unit and score file of all its parts; None where retention has taken the file."""
+        c = t.partitions.c
+        query = sa.select(c.unit, c.file).where(c.stream_id == stream.id).order_by(c.id)
+        revision = sa.select(t.streams.c.revision).where(t.streams.c.id == stream.id)
+
+        def look(connection: Connection) -> tuple[int, list[tuple[str, str | None]]]:
+            rows = connection.execute(query).all()
+            found = [(row.unit, str(self.home / row.file) if row.file else None) for row in rows]
+            return int(connection.execute(revision).scalar_one()), found
+
+        return self.database.read(look)
+
     def commit(
         self,
         stream: Stream,

@@ -27,6 +27,11 @@ class SourceSpec(BaseModel):
         ge=0,
         description="how far below the largest value rows may still arrive: seconds for times, days for dates",
     )
+    late_within: float | None = Field(
+        None,
+        gt=0,
+        description="rows that come later still are scored if they lie at most so far below the watermark; needs keys",
+    )
     settle: float = Field(
         2.0,
         ge=0,
@@ -48,6 +53,8 @@ class SourceSpec(BaseModel):
             raise ValueError("table is for databases; location is a path")
         if (self.new == "column") != (self.column is not None):
             raise ValueError("column is given exactly with new=column")
+        if self.late_within is not None and not (self.new == "column" and self.keys):
+            raise ValueError("late_within goes with new=column, and needs keys, by which scored rows are known")
         if self.marker and self.new != "partition":
             raise ValueError("marker goes with new=partition")
         return self

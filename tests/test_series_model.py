@@ -1,0 +1,384 @@
+"""Models of series: views compared with closed forms, streams with the whole, faults that are found and named, what is refused."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from typer.testing import CliRunner
+
+from tabdiff import fit_series, load, load_series
+from tabdiff.cli import app
+from tabdiff.config import FitConfig, validate_fit_config
+from tabdiff.errors import BundleError, ConfigError, SchemaError, TabdiffWarning
+from tabdiff.nn.wiener import SIGMAS, fit_window_view
+from tabdiff.planting import KINDS, Plant
+from tabdiff.series_check import WindowedPca
+from tabdiff.series_model import SeriesModel, SeriesState
+
+START = datetime(2024, 3, 1)
+
+
+def sensors(places: int, seed: int = 0, *, first: int = 0) -> pl.DataFrame:
+    """Two sensors that follow one cycle, one by itself, a switch."""
+    rng = np.random.default_rng(seed)
+    step = np.arange(first, first + places)
+    cycle = np.sin(2 * np.pi * step / 40)
+    return pl.DataFrame(
+        {
+            "at": [START + timedelta(seconds=10 * int(i)) for i in step],
+            "inlet": cycle + 0.1 * rng.normal(size=places),
+            "outlet": np.sin(2 * np.pi * (step - 5) / 40) + 0.1 * rng.normal(size=places),
+            "level": 5 + 0.3 * rng.normal(size=places),
+            "pump": np.where(cycle > 0, "on", "off"),
+        }
+    )
+
+
+def options(**more: object) -> FitConfig:
+    return validate_fit_config({"series": {"time": "at", "window": 32, **more}, "train": {"steps": 2}})
+
+
+@pytest.fixture(scope="module")
+def model() -> SeriesModel:
+    return fit_series(sensors(1200), options())
+
+
+@pytest.fixture(scope="module")
+def broken() -> pl.DataFrame:
+    frame = sensors(500, seed=1, first=1200)
+    outlet = frame["outlet"].to_numpy().copy()
+    outlet[200:240] += 1.2
+    return frame.with_columns(pl.Series("outlet", outlet))
+
+
+# ------------------------------------------------------------------------------------------------- closed forms
+
+
+def test_the_wiener_residual_is_that_of_the_formula() -> None:
+    rng = np.random.default_rng(0)
+    windows = (rng.normal(size=(500, 8, 3)) @ rng.normal(size=(3, 3))).astype(np.float32)
+    view = fit_window_view(torch.from_numpy(windows), start=2, length=6, pool=2)
+    found = view(torch.from_numpy(windows[:5])).numpy()
+    x = windows[:, 2:].reshape(500, 3, 2, 3).mean(2).reshape(500, -1).astype(np.float64)
+    mean, covariance = x.mean(0), np.cov(x.T, bias=True)
+    residuals = [(x[:5] - mean) @ np.linalg.inv(covariance + s**2 * np.eye(9)) * s**2 for s in SIGMAS]
+    total = np.exp(np.mean([np.log((r**2).sum(1) + 1e-9) for r in residuals], axis=0))
+    assert found.sum((1, 2)) == pytest.approx(total, rel=1e-4)
+    share = (residuals[2] ** 2).reshape(5, 3, 3) / (residuals[2] ** 2).sum(1)[:, None, None]
+    assert found[:, 2:].reshape(5, 3, 2, 3).sum(2) / found.sum((1, 2))[:, None, None] == pytest.approx(share, abs=1e-4)
+    assert not found[:, :2].any()
+
+
+def test_expected_places_are_conditional_means(model: SeriesModel) -> None:
+    expectation = model.expectation
+    raw = np.random.default_rng(0).normal(size=(60, expectation.width))
+    found = expectation.given_neighbours(raw)
+    steps, width = expectation.steps, expectation.width
+    covariance = np.linalg.inv(expectation._precision)
+    for place in (0, 30, 59):
+        start = int(np.clip(place - steps // 2, 0, 60 - steps))
+        own = np.arange((place - start) * width, (place - start + 1) * width)
+        rest = np.setdiff1d(np.arange(steps * width), own)
+        off = raw[start : start + steps].reshape(-1) - expectation._mean
+        truth = expectation._mean[own] + covariance[np.ix_(own, rest)] @ np.linalg.solve(
+            covariance[np.ix_(rest, rest)], off[rest]
+        )
+        assert found[place] == pytest.approx(truth, abs=1e-6)
+
+
+def test_evidence_is_the_fall_of_the_squared_distance_without_a_sensor(model: SeriesModel) -> None:
+    expectation = model.expectation
+    raw = np.random.default_rng(1).normal(size=(expectation.steps, expectation.width))
+    found = expectation.evidence(raw, np.array([expectation.steps // 2]))[0]
+    off = raw.reshape(-1) - expectation._mean
+    covariance = np.linalg.inv(expectation._precision)
+    owner = np.tile(np.asarray(model.codec.layout.view_columns), expectation.steps)
+
+    def distance(keep: np.ndarray) -> float:
+        return float(off[keep] @ np.linalg.solve(covariance[np.ix_(keep, keep)], off[keep]))
+
+    for column in range(len(model.codec.columns)):
+        truth = distance(np.arange(len(off))) - distance(np.flatnonzero(owner != column))
+        assert found[column] == pytest.approx(truth, rel=1e-4, abs=1e-4)
+
+
+def test_the_control_is_windowed_pca() -> None:
+    x = np.random.default_rng(0).normal(size=(300, 2)).cumsum(0) * 0.1
+    windows = np.lib.stride_tricks.sliding_window_view(x, 16, axis=0).transpose(0, 2, 1).astype(np.float32)
+    rows = windows.reshape(len(windows), -1)
+    pca = PCA(n_components=0.9, svd_solver="full").fit(rows)
+    left = ((rows - pca.inverse_transform(pca.transform(rows))) ** 2).mean(1)
+    assert WindowedPca(windows).score(x)[7:-8] == pytest.approx(left, rel=1e-4)
+
+
+# -------------------------------------------------------------------------------------------------------- scores
+
+
+def test_a_fault_is_one_event_at_its_time_with_its_sensor(model: SeriesModel, broken: pl.DataFrame) -> None:
+    scores = model.score(broken)
+    (event,) = scores.events.iter_rows(named=True)
+    at = broken["at"]
+    assert abs(event["start"] - at[200]) <= timedelta(seconds=80)
+    assert abs(event["end"] - at[239]) <= timedelta(seconds=160)
+    assert event["sensors"][0] == "outlet"
+    assert event["kind"] == "abnormal"
+    assert event["p_value"] == pytest.approx(1 / (len(model.blocks) + 1))
+    inside = scores.expected[210:235]
+    assert (broken["outlet"][210:235] > inside["outlet_high"]).mean() > 0.8
+    assert (broken["level"][210:235].is_between(inside["level_low"], inside["level_high"])).mean() > 0.5
+
+
+def test_normal_time_is_normal(model: SeriesModel) -> None:
+    scores = model.score(sensors(2000, seed=2, first=1200))
+    assert scores.events.height <= 1
+    p_value = scores.places["p_value"].to_numpy()
+    assert 0.04 < np.mean(p_value <= 0.1) < 0.2
+    outlet = sensors(2000, seed=2, first=1200)["outlet"]
+    covered = outlet.is_between(scores.expected["outlet_low"], scores.expected["outlet_high"]).mean()
+    assert 0.9 < covered < 0.99
+
+
+@pytest.mark.parametrize("sizes", [[500], [1] * 90 + [410], [31, 1, 32, 33, 200, 203]])
+def test_a_stream_scores_as_the_whole(model: SeriesModel, broken: pl.DataFrame, sizes: list[int]) -> None:
+    whole, state, parts, start = model.score(broken), model.start(), [], 0
+    for size in sizes:
+        parts.append(model.score_next(state, broken[start : start + size], last=start + size == 500))
+        state = SeriesState(**json.loads(json.dumps(state.to_json(), default=str)))
+        start += size
+    places = pl.concat([part.places for part in parts])
+    assert places["at"].equals(whole.places["at"])
+    assert places["score"].to_numpy() == pytest.approx(whole.places["score"].to_numpy(), abs=1e-9, rel=1e-5)
+    assert pl.concat([part.expected for part in parts]).to_numpy() == pytest.approx(whole.expected.to_numpy(), abs=1e-9)
+    events = pl.concat([part.events for part in parts])
+    assert events.drop("severity", "shares", "open").equals(whole.events.drop("severity", "shares", "open"))
+
+
+def test_rows_of_a_stream_come_later(model: SeriesModel) -> None:
+    state, frame = model.start(), sensors(100, first=1200)
+    model.score_next(state, frame[50:])
+    with pytest.raises(SchemaError, match=r"'at'.*come later.*2024-03-01 03:20:00"):
+        model.score_next(state, frame[:50])
+
+
+def test_a_gap_in_a_stream_is_time_that_passes(model: SeriesModel) -> None:
+    frame = sensors(300, first=1200)
+    frame = pl.concat([frame[:120], frame[150:]])
+    whole, state = model.score(frame), model.start()
+    parts = [model.score_next(state, frame[:120]), model.score_next(state, frame[120:], last=True)]
+    assert pl.concat([part.places for part in parts])["score"].to_numpy() == pytest.approx(
+        whole.places["score"].to_numpy(), abs=1e-9, rel=1e-5
+    )
+
+
+def test_the_order_of_rows_does_not_matter(model: SeriesModel, broken: pl.DataFrame) -> None:
+    with pytest.warns(TabdiffWarning, match="go back in time"):
+        shuffled = model.score(broken.sample(fraction=1, shuffle=True, seed=0))
+    assert shuffled.places.equals(model.score(broken).places)
+
+
+def test_a_sensor_that_stops_reporting_is_told_once(model: SeriesModel) -> None:
+    frame = sensors(300, first=1200).with_columns(
+        pl.when(pl.int_range(pl.len()) >= 100).then(None).otherwise(pl.col("level")).alias("level")
+    )
+    whole = model.score(frame).events.filter(kind="silent")
+    assert whole["sensors"].to_list() == [["level"]]
+    assert whole["start"][0] == frame["at"][100]
+    state = model.start()
+    parts = [model.score_next(state, frame[i : i + 50]).events for i in range(0, 300, 50)]
+    silent = pl.concat(parts).filter(kind="silent")
+    assert silent["start"].to_list() == [frame["at"][100]]
+
+
+def test_a_level_shift_alerts_once_and_can_be_accepted(model: SeriesModel) -> None:
+    frame = sensors(600, seed=3, first=1200)
+    shifted = frame.with_columns(
+        pl.when(pl.int_range(pl.len()) >= 200).then(pl.col("level") + 4).otherwise(pl.col("level")).alias("level")
+    )
+    events = model.score(shifted).events
+    assert events.height == 1
+    assert events["sensors"][0][0] == "level"
+    accepted = model.accept(shifted[300:])
+    # Chance may flag a place or two of any stretch; the shift itself is gone.
+    assert accepted.score(shifted[232:]).places["score"].max() < 4
+    assert model.score(shifted[232:]).places["score"].max() > 50
+    assert set(accepted.plan.units["None"]) == {"level"}
+    assert accepted.score(shifted[300:]).expected["level"].mean() == pytest.approx(9, abs=0.2)
+
+
+def test_machines_share_a_model_in_their_own_units() -> None:
+    parts = []
+    for index, name in enumerate(["a", "b", "c"]):
+        part = sensors(500, seed=index)
+        parts.append(part.with_columns(pl.col("level") * (1 + index) + 50 * index, pl.lit(name).alias("machine")))
+    fleet = pl.concat(parts).sample(fraction=1, shuffle=True, seed=0)
+    with pytest.warns(TabdiffWarning, match="go back in time"):
+        found = fit_series(fleet, options(entity="machine", normalise="entity"))
+    new = sensors(200, seed=7, first=500).with_columns(pl.col("level") + 2, pl.lit("a").alias("machine"))
+    other = sensors(200, seed=8, first=500).with_columns(pl.col("level") * 3 + 100, pl.lit("c").alias("machine"))
+    events = found.score(pl.concat([new, other])).events
+    assert events["machine"].unique().to_list() == ["a"]
+    assert events["sensors"][0][0] == "level"
+
+
+def test_a_stored_model_scores_the_same(model: SeriesModel, broken: pl.DataFrame, tmp_path: Path) -> None:
+    model.save(tmp_path / "m")
+    again = load_series(tmp_path / "m")
+    assert again.score(broken).places.equals(model.score(broken).places)
+    assert again.describe() == "every 10 s, windows of 32 places, 4 sensors"
+    with pytest.raises(BundleError, match="model of a series, not of a table"):
+        load(tmp_path / "m")
+
+
+def test_planted_faults_are_reported(model: SeriesModel) -> None:
+    planted = model.bundle.model["report"]["planted"]
+    assert planted["planted"] == 4 * len(KINDS)
+    assert planted["found"] >= 0.7
+    assert planted["kinds"]["spike"]["found"] == 1.0
+    assert planted["sensor_first"] >= 0.85
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plant_changes_its_own_stretch_only(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=300).cumsum()
+    plant = Plant.draw(kind, 300, 40, rng)
+    broken = plant.apply(values, 1.0, rng)
+    inside = np.zeros(300, dtype=bool)
+    inside[plant.start : plant.start + plant.length] = True
+    assert np.array_equal(broken[~inside], values[~inside])
+    assert not np.array_equal(broken[inside], values[inside])
+    assert plant.start >= 40
+    assert plant.start + plant.length <= 260
+
+
+# ------------------------------------------------------------------------------------------------------- refused
+
+
+def test_too_little_time_is_refused() -> None:
+    with pytest.raises(SchemaError, match=r"at least 128 places in time; found 60"):
+        fit_series(sensors(60), options())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"series": {"entity": "machine"}}, "entity without time"),
+        ({"series": {"time": "at", "sensor": "name"}}, "sensor and value go together"),
+        ({"series": {"time": "at", "count": 9, "within": 8}}, "count <= within"),
+    ],
+)
+def test_options_that_contradict_each_other(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        validate_fit_config(settings)
+
+
+def test_what_a_series_cannot_have() -> None:
+    config = validate_fit_config({"series": {"time": "at"}, "process": {"kind": "anisotropic"}})
+    with pytest.raises(ConfigError, match=r"no process\.kind=anisotropic"):
+        fit_series(sensors(200), config)
+    with pytest.raises(ConfigError, match=r"series\.time, the column of times"):
+        fit_series(sensors(200), FitConfig())
+    with pytest.raises(SchemaError, match=r"'when': series\.time names a column; found no such column"):
+        fit_series(sensors(200), validate_fit_config({"series": {"time": "when"}}))
+
+
+def test_tables_that_do_not_fit(model: SeriesModel) -> None:
+    frame = sensors(100)
+    with pytest.raises(SchemaError, match="'outlet'"):
+        model.score(frame.drop("outlet"))
+    with pytest.raises(SchemaError, match="inf"):
+        model.score(frame.with_columns(pl.lit(float("inf")).alias("level")))
+    with pytest.raises(ConfigError, match="between 0 and"):
+        model.score(frame, alerts_per_day=1e9)
+    with pytest.raises(ConfigError, match="one rule"):
+        model.score(frame, fdr=0.1, contamination=0.1)
+    with pytest.warns(TabdiffWarning, match="20 places have no score"):
+        assert model.score(frame[:20]).places["score"].null_count() == 20
+
+
+def test_constant_and_missing_readings(model: SeriesModel) -> None:
+    frame = sensors(400).with_columns(pl.lit(3.0).alias("fixed"))
+    frame = frame.with_columns(
+        pl.when(pl.int_range(pl.len()) % 7 == 0).then(None).otherwise(pl.col("level")).alias("level")
+    )
+    found = fit_series(frame, options())
+    assert np.isfinite(found.score(frame).places["score"].to_numpy()).all()
+    moved = frame.with_columns(
+        pl.when(pl.int_range(pl.len()) > 300).then(4.0).otherwise(pl.col("fixed")).alias("fixed")
+    )
+    assert found.score(moved).events["sensors"][0][0] == "fixed"
+
+
+def test_steps_have_no_days() -> None:
+    frame = sensors(400).drop("at").with_row_index("at").with_columns(pl.col("at").cast(pl.Int64))
+    found = fit_series(frame, options())
+    assert found.score(frame).events.schema["start"] == pl.Int64
+    with pytest.raises(ConfigError, match="counts steps"):
+        found.score(frame, alerts_per_day=1)
+
+
+# -------------------------------------------------------------------------------------------------- command line
+
+
+def test_the_command_line_fits_and_scores_a_series(tmp_path: Path, broken: pl.DataFrame) -> None:
+    sensors(800).write_parquet(tmp_path / "train.parquet")
+    broken.write_csv(tmp_path / "new.csv")
+    run = CliRunner()
+    made = run.invoke(
+        app,
+        [
+            "fit",
+            str(tmp_path / "train.parquet"),
+            "--out",
+            str(tmp_path / "m"),
+            "--time",
+            "at",
+            "--set",
+            "series.window=32",
+            "--set",
+            "train.steps=2",
+        ],
+    )
+    assert made.exit_code == 0, made.output
+    assert "every 10 s, windows of 32 places, 4 sensors" in made.output
+    assert "windowed PCA" in made.output
+    scored = run.invoke(
+        app,
+        [
+            "score",
+            str(tmp_path / "m"),
+            str(tmp_path / "new.csv"),
+            "--out",
+            str(tmp_path / "s.csv"),
+            "--picture",
+            str(tmp_path / "s.png"),
+            "--json",
+        ],
+    )
+    assert scored.exit_code == 0, scored.output
+    events = json.loads(scored.stdout)["events"]
+    assert events[0]["sensors"][0] == "outlet"
+    assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
+    assert pl.read_csv(tmp_path / "s.events.csv").height == len(events)
+    table = pl.read_csv(tmp_path / "s.csv")
+    assert table.height == 500
+    assert {"at", "score", "expected_outlet_low"} <= set(table.columns)
+
+
+def test_an_exported_series_model_runs_on_onnx(model: SeriesModel, broken: pl.DataFrame, tmp_path: Path) -> None:
+    from onnx_export import export
+
+    model.save(tmp_path / "m")
+    export(tmp_path / "m")
+    compiled = load_series(tmp_path / "m", runtime="onnx")
+    found, truth = compiled.score(broken), model.score(broken)
+    assert "ONNX" in found.provider or "onnx" in found.provider
+    assert found.places["score"].to_numpy() == pytest.approx(truth.places["score"].to_numpy(), rel=1e-3, abs=1e-4)
+    assert found.places["flagged"].equals(truth.places["flagged"])
