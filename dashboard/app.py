@@ -17,7 +17,6 @@ PAGES = {
     "Watch": [
         ("overview", "Overview", ":material/dashboard:"),
         ("anomalies", "Anomalies", ":material/troubleshoot:"),
-        ("series", "Series", ":material/show_chart:"),
     ],
     "Make": [
         ("synthesize", "Synthesize", ":material/auto_awesome:"),

@@ -74,13 +74,8 @@ class Grid:
         """The interval in words, such as "every 10 s"."""
         if self.unit == "steps":
             return "every step" if self.interval == 1 else f"every {self.interval} steps"
-        for name, size in (
-            ("d", 86_400_000_000),
-            ("h", 3_600_000_000),
-            ("min", 60_000_000),
-            ("s", _SECOND),
-            ("ms", 1000),
-        ):
+        sizes = {"d": 86_400 * _SECOND, "h": 3600 * _SECOND, "min": 60 * _SECOND, "s": _SECOND, "ms": 1000}
+        for name, size in sizes.items():
             if self.interval >= size:
                 return f"every {self.interval / size:.4g} {name}"
         return f"every {self.interval} µs"

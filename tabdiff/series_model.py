@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,15 @@ class SeriesState:
 
 
 class SeriesModel(SeriesDrawing):
-    """A fitted diffusion model of sensor series. Made by `tabdiff.fit_series` or `tabdiff.load_series`."""
+    """A fitted diffusion model of sensor series. Made by `tabdiff.fit_series` or `tabdiff.load_series`.
+
+    Attributes:
+        plan: how rows are laid on a grid of times.
+        window, spans: places that are judged together, and the parts of a window that the views look at.
+        calibration, blocks: what places and stretches of held-out time score.
+        expectation: what places should have held.
+        results: makes the tables of scores.
+    """
 
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
         self.bundle, self.runtime = bundle, runtime
@@ -56,6 +63,8 @@ class SeriesModel(SeriesDrawing):
         self.window = int(described["window"])
         self.spans = tuple(Span(**span) for span in described["spans"])
         self.blocks = np.asarray(bundle.calibration["blocks"])
+        self.expectation = Expectation(bundle.codec, bundle.tensors, self.spans)
+        self.results = Results(self.plan, self.calibration, self.blocks, self.expectation, described, runtime.provider)
 
     @property
     def schema(self) -> Schema:
@@ -66,17 +75,6 @@ class SeriesModel(SeriesDrawing):
     def codec(self) -> Codec:
         """The fitted transformation between places and arrays."""
         return self.bundle.codec
-
-    @cached_property
-    def expectation(self) -> Expectation:
-        """What places should have held."""
-        return Expectation(self.codec, self.bundle.tensors, self.spans)
-
-    @cached_property
-    def results(self) -> Results:
-        """Makes the tables of scores."""
-        described = self.bundle.model["series"]
-        return Results(self.plan, self.calibration, self.blocks, self.expectation, described, self.runtime.provider)
 
     def save(self, path: str | Path) -> None:
         """Write the model as one folder, replacing an older one at once.

@@ -36,6 +36,7 @@ def test_public_names() -> None:
         "SampleConfig",
         "Schema",
         "SchemaError",
+        "SeriesModel",
         "SourceError",
         "StoreError",
         "SynthesisError",
