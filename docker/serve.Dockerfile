@@ -10,6 +10,8 @@ RUN python -m venv /opt/tabdiff
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY tabdiff ./tabdiff
 COPY flows ./flows
+COPY onnx_export ./onnx_export
+COPY dashboard ./dashboard
 RUN /opt/tabdiff/bin/pip install -c constraints.txt ".[${RUNTIME},flows,db,dashboard]" \
     && ! /opt/tabdiff/bin/python -c 'import torch' 2>/dev/null
 

@@ -10,6 +10,8 @@ RUN python -m venv /opt/tabdiff
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY tabdiff ./tabdiff
 COPY flows ./flows
+COPY onnx_export ./onnx_export
+COPY dashboard ./dashboard
 RUN if [ -n "$TORCH_INDEX" ]; then set -- --extra-index-url "$TORCH_INDEX"; else set --; fi \
     && /opt/tabdiff/bin/pip install "$@" -c constraints.txt '.[train,flows,db]'
 

@@ -1,4 +1,4 @@
-"""Two real jobs, from table to report: find tumours among benign samples, and draw penguins.
+"""Three real jobs, from table to report: find tumours among benign samples, draw penguins, and watch a person's gait.
 
 Only public functions are called, so this is also an example of how to use them.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from rich.text import Text
 
-from tabdiff import Model, fit
+from tabdiff import Model, fit, gait
 from tabdiff.config import parse_fit_config
 from tabdiff.errors import RuntimeUnavailable, SourceError
 from tabdiff.evaluate import detection, fidelity, page, privacy
@@ -28,7 +28,7 @@ from tabdiff.terminal import table_of
 
 _FILES = (
     *("breast-cancer.model", "penguins.model", "scores.parquet", "samples.parquet", "gentoo.parquet"),
-    *("filled.parquet", "report.html"),
+    *("filled.parquet", "report.html", "gait.model", "gait.parquet", "gait.events.parquet", "gait.png"),
 )
 _TOP = 5
 
@@ -70,7 +70,7 @@ def run(
     say: Callable[[Any], None],
     progress: Callable[[str], AbstractContextManager[Callable[[Any], None]]],
 ) -> dict[str, Any]:
-    """Do both jobs and leave models, tables and report.html in `out`.
+    """Do the jobs and leave models, tables and report.html in `out`.
 
     Args:
         out: a folder; made if it is not there.
@@ -88,17 +88,20 @@ def run(
     stage = _Stage(out, seed, say, progress)
     found, detection_parts = _find_tumours(stage)
     drawn, sampling_parts = _draw_penguins(stage, penguins)
-    subtitle = "Anomalies in one real table, synthetic rows of another. All of it was computed by the demo."
-    html = page.render("tabdiff demo", subtitle, [*detection_parts, *sampling_parts])
+    watched, series_parts = gait.watch(out, seed=seed, say=say, step=stage.step, explain=stage.explain)
+    subtitle = "Anomalies in one real table, synthetic rows of another, events in a recording. All of it was computed by the demo."
+    html = page.render("tabdiff demo", subtitle, [*detection_parts, *sampling_parts, *series_parts])
     with atomic_write(out / "report.html") as file:
         file.write_text(html, encoding="utf-8")
     seconds = time.monotonic() - started
     say(f"All done in {seconds:.0f} s. Look at {out / 'report.html'} in a browser. Beside it in {out}:")
     say("  tumours: breast-cancer.model, scores.parquet")
     say("  penguins: penguins.model, samples.parquet, gentoo.parquet, filled.parquet")
+    if watched:
+        say("  gait: gait.model, gait.parquet, gait.events.parquet, gait.png")
     say(f"Next: tabdiff show {out / 'penguins.model'}")
     say(f"      tabdiff sample {out / 'penguins.model'} --rows 5 --given species=Chinstrap --out new.csv")
-    return {"out": str(out), "seconds": seconds, "detection": found, "sampling": drawn}
+    return {"out": str(out), "seconds": seconds, "detection": found, "sampling": drawn, "series": watched}
 
 
 def _make_folder(out: Path) -> None:

@@ -75,9 +75,9 @@ class Grid:
         if self.unit == "steps":
             return "every step" if self.interval == 1 else f"every {self.interval} steps"
         for name, size in (
-            ("d", 86_400 * _SECOND),
-            ("h", 3600 * _SECOND),
-            ("min", 60 * _SECOND),
+            ("d", 86_400_000_000),
+            ("h", 3_600_000_000),
+            ("min", 60_000_000),
             ("s", _SECOND),
             ("ms", 1000),
         ):
@@ -154,8 +154,9 @@ class Grid:
                 f"{self.time}: {crowded} intervals{where} hold several rows; numbers were averaged ({self.describe()})"
             )
         first, last = int(place[0]), int(place[-1])
-        every = pl.DataFrame({"__place__": np.arange(first, last + 1)})
-        joined = every.join(together, on="__place__", how="left", maintain_order="left")
+        joined = pl.DataFrame({"__place__": np.arange(first, last + 1)}).join(
+            together, on="__place__", how="left", maintain_order="left"
+        )
         row_of = dict(zip(rows["__row__"].to_list(), place.tolist(), strict=True))
         return Recording(
             entity=entity,

@@ -1,13 +1,9 @@
-"""Fit a model of a series: lay rows on tracks, choose the window, fit the programs, calibrate on stretches of held-out time.
-
-Neighbouring places are alike, so what is held out is whole stretches, several windows long, and no training window reaches
-into one.
-"""
+"""Fit a model of a series: lay rows on tracks, choose the window, fit the programs, calibrate on stretches of held-out time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float32, Float64
 
 from tabdiff.bundle import Bundle
-from tabdiff.calibration import Calibration
 from tabdiff.codec import Codec
 from tabdiff.config import DataConfig, FitConfig, SeriesConfig
 from tabdiff.errors import TABLE, ConfigError, Problem, SchemaError
@@ -30,50 +25,17 @@ from tabdiff.nn.runtime import TorchRuntime, resolve_device, threads
 from tabdiff.nn.train import TrainEvent, train
 from tabdiff.schema import Role, Schema
 from tabdiff.series import Grid, Recording
-from tabdiff.series_check import WindowedPca, plant_and_look, summary
+from tabdiff.series_calibration import MOST_WINDOWS, Fold, calibrate, fit_codec, folds_of, runs_of
 from tabdiff.series_generation import levels_of
 from tabdiff.series_model import SeriesModel
-from tabdiff.series_scoring import TrackScorer, judge_places
 from tabdiff.tracks import Plan, Track, prepared, starts_of, units_of
-from tabdiff.windows import Span, cut, spans_of, window_starts
+from tabdiff.windows import spans_of
 
 _WINDOW = 128  # places, where there is enough history
 _LEAST_WINDOW = 4
 _STRETCHES = 4  # windows that training time must hold at least
-_STRETCH = 4  # windows in a stretch that is held out
-_TURNS = 5  # parts of time that are held out in turn ...
-_TURNS_BELOW = 50_000  # ... below so many places; above, one part is enough
-_MOST_WINDOWS = 8192  # that programs are fitted to; drawn at random
-_PLANTS = 4  # faults of each kind
 _SLOTS = 2048  # of a window of the network: longer ones are cut
 _TRAINING_WINDOWS = 100_000
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Tracks, and which of their places are held out."""
-
-    tracks: Sequence[Track]
-    held_out: Sequence[Bool[np.ndarray, " k"]]
-
-    def windows(self, length: int, count: int, seed: int, *, held_out: bool = False) -> tuple[Any, Any]:
-        """At most `count` windows that lie wholly in (or out of) held-out time: encoded, and what was observed of them."""
-        places = []
-        for index, (track, held) in enumerate(zip(self.tracks, self.held_out, strict=True)):
-            starts = window_starts(track.recorded, length)
-            mine = held if held_out else ~held
-            whole = np.convolve(mine.astype(np.int64), np.ones(length, dtype=np.int64), mode="valid") == length
-            starts = starts[whole[starts]] if len(starts) else starts
-            places.append(np.stack([np.full(len(starts), index), starts], axis=1))
-        every = np.concatenate(places)
-        if len(every) > count:
-            every = every[np.sort(np.random.default_rng(seed).permutation(len(every))[:count])]
-        parts = [(self.tracks[i], every[every[:, 0] == i, 1]) for i in np.unique(every[:, 0])]
-        if not parts:
-            return np.zeros((0, length, self.tracks[0].x.shape[1]), np.float32), np.zeros((0, length, 0), bool)
-        x = np.concatenate([cut(track.x, starts, length) for track, starts in parts])
-        seen = np.concatenate([track.observed[starts[:, None] + np.arange(length)] for track, starts in parts])
-        return x, seen
 
 
 def fit_series(
@@ -128,18 +90,18 @@ def _fit(
     )
     window = choose_window(recordings, series.window)
     data = _continuous(config.data)
-    codec = _codec(plan, recordings, schema, data)
+    codec = fit_codec(plan, recordings, schema, data)
     spans = spans_of(window, len(codec.layout.view_columns))
     tracks = [plan.encode(recording, codec) for recording in recordings]
     seed = config.train.seed
 
-    folds = list(_folds(recordings, window))
-    calibration, planted = _calibrate(plan, recordings, schema, data, folds, spans, window, seed)
+    folds = list(folds_of(recordings, window))
+    calibration, planted = calibrate(plan, recordings, schema, data, folds, spans, window, seed)
     length = network_length(codec, window)
     fold = Fold(tracks, folds[0])
     denoiser, last = _learn(fold, codec, length, config, checkpoint, on_event, fingerprint(conformed))
     every = Fold(tracks, [np.zeros(len(track.x), bool) for track in tracks])
-    windows, _ = every.windows(window, _MOST_WINDOWS, seed)
+    windows, _ = every.windows(window, MOST_WINDOWS, seed)
     torch.manual_seed(seed)
     score = build_window_score(denoiser.cpu().eval(), codec, windows, spans)
     runtime = TorchRuntime(score, Step(denoiser), config.train.device)
@@ -228,156 +190,6 @@ def network_length(codec: Codec, window: int) -> int:
     return max(2, min(window, _SLOTS // codec.layout.model_width))
 
 
-def _codec(plan: Plan, recordings: Sequence[Recording], schema: Schema, data: DataConfig) -> Codec:
-    names = [column.name for column in schema.modelled]
-    frames = [plan.normalised(plan.filled(each.frame.select(names), plan.start), each.entity) for each in recordings]
-    return Codec.fit(pl.concat(frames, how="vertical_relaxed"), schema, data)
-
-
-def _folds(recordings: Sequence[Recording], window: int) -> list[list[Bool[np.ndarray, " k"]]]:
-    """For each turn, which places of each recording are held out: every so many-th stretch of a few windows."""
-    places = sum(len(recording.recorded) for recording in recordings)
-    turns = _TURNS if places < _TURNS_BELOW else 1
-    every = _TURNS if turns > 1 else 7
-    stretch = max(2 * window, min(_STRETCH * window, places // (2 * every)))
-    folds = []
-    for turn in range(turns):
-        before = 0
-        held = []
-        for recording in recordings:
-            number = (before + np.arange(len(recording.recorded))) // stretch
-            held.append(np.asarray(number % every == turn))
-            before += len(recording.recorded)
-        folds.append(held)
-    return folds
-
-
-def _calibrate(
-    plan: Plan,
-    recordings: Sequence[Recording],
-    schema: Schema,
-    data: DataConfig,
-    folds: Sequence[Sequence[Bool[np.ndarray, " k"]]],
-    spans: tuple[Span, ...],
-    window: int,
-    seed: int,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Scores of held-out time, fold by fold, with everything fitted on the rest; and what was found of planted faults.
-
-    p-values count places. The threshold counts peaks of stretches of one window, which are more nearly independent.
-    """
-    found: list[Any] = []
-    trial: Any = None
-    for held in folds:
-        rest = [_only(recording, ~mine) for recording, mine in zip(recordings, held, strict=True) if not mine.all()]
-        codec = _codec(plan, rest, schema, data)
-        tracks = [plan.encode(recording, codec) for recording in recordings]
-        fold = Fold(tracks, held)
-        windows, _ = fold.windows(window, _MOST_WINDOWS, seed)
-        if not len(windows):
-            continue
-        score = build_window_score(_unlearned(codec), codec, windows, spans)
-        runtime = TorchRuntime(score, Step(score.denoiser), "cpu")
-        tensors = {f"score.{name}": value.numpy() for name, value in score.state_dict().items()}
-        expectation = Expectation(codec, tensors, spans)
-        trial = trial or (codec, runtime, expectation, windows, held)
-        for track, mine in zip(tracks, held, strict=True):
-            for start, end in _runs(mine):
-                if end - start < window:
-                    continue
-                scorer = TrackScorer(runtime, spans, window, len(codec.columns), 0)
-                part = slice(start, end)
-                parts = [scorer.push(track.x[part], track.present[part], track.recorded[part]), scorer.finish()]
-                if any(each.judged.any() for each in parts):
-                    found.append((parts, track.x[part], expectation))
-    if not found:
-        raise SchemaError(
-            [
-                Problem(
-                    TABLE,
-                    "some time must be recorded without gaps",
-                    "no window that is half full",
-                    "Fill gaps, or give a longer interval.",
-                )
-            ]
-        )
-    errors = np.concatenate([each.errors[each.judged] for parts, _, _ in found for each in parts])
-    views = [span.name for span in spans]
-    samples = [errors[~np.isnan(errors[:, view, 0]), view] for view in range(len(views))]
-    calibration = Calibration.fit(views, samples, [1.0] * len(views))
-    plain = replace(calibration, normal=(np.inf,))  # nothing is unusual yet
-    scores = [judge_places(plain, expectation, parts, x)[0] for parts, x, expectation in found]
-    scores = [each[~np.isnan(each)] for each in scores]
-    normal = np.sort(np.concatenate(scores))
-    blocks = np.sort([each[i : i + window].max() for each in scores for i in range(0, len(each), window)])
-    calibration = replace(calibration, normal=tuple(normal.tolist()))
-    stored = {**calibration.to_json(), "blocks": blocks.tolist()}
-    planted = _plant(plan, recordings, schema, calibration, trial, spans, window, seed)
-    return stored, planted
-
-
-def _plant(
-    plan: Plan,
-    recordings: Sequence[Recording],
-    schema: Schema,
-    calibration: Calibration,
-    trial: Any,
-    spans: tuple[Span, ...],
-    window: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Faults planted into the longest stretch that the first fold held out, for the model of the rest and for the control."""
-    codec, runtime, expectation, windows, held = trial
-    raw = codec.layout.view("raw")
-    control = WindowedPca(windows[..., raw])
-    runs = [(end - start, index, start, end) for index, mine in enumerate(held) for start, end in _runs(mine)]
-    _, index, start, end = max(runs)
-    recording = _only(recordings[index], np.isin(np.arange(len(held[index])), np.arange(start, end)))
-
-    def encoded(frame: pl.DataFrame) -> Track:
-        places = np.ones(frame.height, dtype=bool)
-        part = Recording(recording.entity, 0, frame, places, recording.rows, recording.places)
-        return plan.encode(part, codec)
-
-    def judge(frame: pl.DataFrame) -> tuple[Any, Any]:
-        track = encoded(frame)
-        scorer = TrackScorer(runtime, spans, window, len(codec.columns), 0)
-        parts = [scorer.push(track.x, track.present, track.recorded), scorer.finish()]
-        return judge_places(calibration, expectation, parts, track.x)
-
-    found = plant_and_look(
-        recording,
-        schema,
-        judge,
-        lambda frame: control.score(encoded(frame).x[:, raw]),
-        window=window,
-        each=_PLANTS,
-        rng=np.random.default_rng(seed),
-    )
-    return summary(found)
-
-
-def _only(recording: Recording, keep: Bool[np.ndarray, " k"]) -> Recording:
-    return Recording(
-        recording.entity,
-        recording.first,
-        recording.frame.filter(pl.Series(keep)),
-        recording.recorded[keep],
-        recording.rows[:0],
-        recording.places[:0],
-    )
-
-
-def _unlearned(codec: Codec) -> Denoiser:
-    """A denoiser that is there because a scoring program has one; no view of windows asks it."""
-    return build_denoiser(codec.layout, np.zeros((2, 1, codec.layout.width), np.float32), FitConfig())
-
-
-def _runs(mask: Bool[np.ndarray, " k"]) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
-
-
 def _learn(
     fold: Fold,
     codec: Codec,
@@ -430,7 +242,7 @@ def _longest_silence(recordings: Sequence[Recording], codec: Codec) -> dict[str,
     found = dict.fromkeys(codec.columns, 0)
     for recording in recordings:
         for name in codec.columns:
-            gaps = _runs(recording.frame[name].is_null().to_numpy())
+            gaps = runs_of(recording.frame[name].is_null().to_numpy())
             found[name] = max([found[name], *(end - start for start, end in gaps)])
     return found
 

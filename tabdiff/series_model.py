@@ -13,47 +13,25 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool
 
 from tabdiff.bundle import Bundle
 from tabdiff.calibration import Calibration
 from tabdiff.codec import Codec
 from tabdiff.errors import ConfigError, Problem, SchemaError, warn
-from tabdiff.events import Event, EventRules, EventTracker
+from tabdiff.events import EventRules, EventTracker
 from tabdiff.expectation import Expectation
 from tabdiff.flags import Rule, benjamini_hochberg
 from tabdiff.runtime import Runtime
 from tabdiff.schema import Schema
 from tabdiff.series import Recording
 from tabdiff.series_drawing import SeriesDrawing
+from tabdiff.series_results import Part, Results, SeriesScores
 from tabdiff.series_scoring import PlaceErrors, TrackScorer, judge_places
 from tabdiff.tracks import Plan, Track
 from tabdiff.windows import Span
 
 _DAY = 86_400_000_000  # microseconds
-_FAR_OUTSIDE = 2.0  # times the band around what was expected
-_NAMED = 3  # sensors that an event and a score table name
-
-
-@dataclass(frozen=True)
-class SeriesScores:
-    """Scores of the places of a series.
-
-    Attributes:
-        places: one row for each recorded place, in order of entity and time: the entity and time columns, `score` (higher is
-            more abnormal; null where too little was recorded), `p_value`, `flagged`, and the sensors that carry the score.
-        contributions: one row for each of these, one column for each sensor.
-        expected: the same rows: for each number `NAME`, `NAME_low` and `NAME_high`, what the neighbouring places led to expect.
-        events: one row each: entity, kind ("abnormal", or "silent" for sensors that stopped reporting; then severity is for how many
-            places), start, end, peak, severity, p_value, sensors, and whether it may go on.
-        provider: engine and device that computed the errors.
-    """
-
-    places: pl.DataFrame
-    contributions: pl.DataFrame
-    expected: pl.DataFrame
-    events: pl.DataFrame
-    provider: str
 
 
 @dataclass
@@ -93,6 +71,12 @@ class SeriesModel(SeriesDrawing):
     def expectation(self) -> Expectation:
         """What places should have held."""
         return Expectation(self.codec, self.bundle.tensors, self.spans)
+
+    @cached_property
+    def results(self) -> Results:
+        """Makes the tables of scores."""
+        described = self.bundle.model["series"]
+        return Results(self.plan, self.calibration, self.blocks, self.expectation, described, self.runtime.provider)
 
     def save(self, path: str | Path) -> None:
         """Write the model as one folder, replacing an older one at once.
@@ -176,21 +160,21 @@ class SeriesModel(SeriesDrawing):
             flags = [np.nan_to_num(part.score, nan=-np.inf) > threshold for part in parts]
         tables, events = [], []
         for track in tracks:
-            events += self._silent(track.entity, track.first, track.observed, [0] * len(self.codec.columns))
+            events += self.results.silent(track.entity, track.first, track.observed, [0] * len(self.codec.columns))
         for part, flagged in zip(parts, flags, strict=True):
             tracker = EventTracker(self._event_rules())
             found = (
                 tracker.push(part.first, part.score, flagged, part.contributions, part.unexpected) + tracker.finish()
             )
-            tables.append(self._table(part, flagged))
-            events += [self._event(event, part) for event in found]
+            tables.append(self.results.table(part, flagged))
+            events += [self.results.event(event, part) for event in found]
         unjudged = sum(int(np.isnan(part.score[part.recorded]).sum()) for part in parts)
         if unjudged:
             warn(
                 f"{self.plan.grid.time}: {unjudged} places have no score, as their windows of {self.window} places hold too little; "
                 "score longer stretches together"
             )
-        return self._scores(tables, events)
+        return self.results.scores(tables, events)
 
     def start(self) -> SeriesState:
         """The state before the first row; for `score_next`."""
@@ -225,9 +209,9 @@ class SeriesModel(SeriesDrawing):
                 found = tracker.push(part.first, part.score, flagged, part.contributions, part.unexpected)
                 found += tracker.finish() if last else []
                 state.entities[key]["events"] = tracker.to_json()
-                tables.append(self._table(part, flagged))
-                events += [self._event(event, part) for event in found] + silent
-        return self._scores(tables, events)
+                tables.append(self.results.table(part, flagged))
+                events += [self.results.event(event, part) for event in found] + silent
+        return self.results.scores(tables, events)
 
     # ------------------------------------------------------------------------------------------------ new normal
 
@@ -264,14 +248,14 @@ class SeriesModel(SeriesDrawing):
     def _scorer(self, first: int) -> TrackScorer:
         return TrackScorer(self.runtime, self.spans, self.window, len(self.codec.columns), first)
 
-    def _whole(self, track: Track) -> _Part:
+    def _whole(self, track: Track) -> Part:
         scorer = self._scorer(track.first)
         parts = [scorer.push(track.x, track.present, track.recorded), scorer.finish()]
         return self._part(track.entity, parts, track.recorded, track.x)
 
     def _next(
         self, state: SeriesState, key: str, recording: Recording, last: bool
-    ) -> tuple[_Part, EventTracker, list[dict[str, Any]]]:
+    ) -> tuple[Part, EventTracker, list[dict[str, Any]]]:
         known = state.entities.get(key)
         scorer = self._scorer(recording.first)
         tracker = EventTracker(self._event_rules())
@@ -328,7 +312,7 @@ class SeriesModel(SeriesDrawing):
             .row(0, named=True)
         )
         unheard = [0] * len(self.codec.columns) if known is None else list(known["silent"])
-        silent = self._silent(recording.entity, track.first, track.observed, unheard)
+        silent = self.results.silent(recording.entity, track.first, track.observed, unheard)
         state.entities[key] = {
             "scorer": scorer.to_json(),
             "silent": unheard,
@@ -340,7 +324,7 @@ class SeriesModel(SeriesDrawing):
 
     def _part(
         self, entity: Any, errors: list[PlaceErrors], recorded: Bool[np.ndarray, " k"], x: np.ndarray, past: int = 0
-    ) -> _Part:
+    ) -> Part:
         """Scores of final places; `x` has `past` places before the first of them, and may go on after the last."""
         score, contributions = judge_places(self.calibration, self.expectation, errors, x, past)
         places = slice(past, past + len(score))
@@ -349,22 +333,11 @@ class SeriesModel(SeriesDrawing):
         if len(x) >= self.expectation.steps and len(score):
             raw = self.expectation.raw(x)
             expected = self.expectation.given_neighbours(raw)[places]
-            unexpected = self._unexpected(raw[places], expected)
-        return _Part(entity, errors[0].first, score, contributions, recorded[: len(score)], expected, unexpected)
-
-    def _unexpected(
-        self, raw: Float64[np.ndarray, "k r"], expected: Float64[np.ndarray, "k r"]
-    ) -> Bool[np.ndarray, " k"]:
-        """Places at which a number lies far outside its band."""
-        found, middle = self.expectation.numbers(raw), self.expectation.numbers(expected)
-        outside = np.zeros(len(raw), dtype=bool)
-        for name, (low, high) in self.bundle.model["series"]["band"].items():
-            off = found[name] - middle[name]
-            outside |= (off < _FAR_OUTSIDE * low - 1e-9) | (off > _FAR_OUTSIDE * high + 1e-9)
-        return outside
+            unexpected = self.results.unexpected(raw[places], expected)
+        return Part(entity, errors[0].first, score, contributions, recorded[: len(score)], expected, unexpected)
 
     def _flag_together(
-        self, parts: list[_Part], fdr: float | None, contamination: float | None
+        self, parts: list[Part], fdr: float | None, contamination: float | None
     ) -> list[Bool[np.ndarray, " k"]]:
         score = np.concatenate([part.score for part in parts])
         known = np.flatnonzero(~np.isnan(score))
@@ -378,130 +351,3 @@ class SeriesModel(SeriesDrawing):
     def _event_rules(self) -> EventRules:
         series = self.bundle.config.series
         return EventRules(series.count, series.within, series.cool_down)
-
-    def _stamp(self, places: Any) -> pl.Series:
-        return self.plan.grid.stamp(np.asarray(places, dtype=np.int64))
-
-    def _table(self, part: _Part, flagged: Bool[np.ndarray, " k"]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-        keep = np.flatnonzero(part.recorded)
-        score = part.score[keep]
-        p_value = np.where(np.isnan(score), np.nan, self.calibration.p_value(np.nan_to_num(score, nan=np.inf)))
-        columns: dict[str, Any] = (
-            {}
-            if self.plan.grid.entity is None
-            else {self.plan.grid.entity: pl.Series([part.entity] * len(keep), dtype=pl.String)}
-        )
-        columns[self.plan.grid.time] = self._stamp(part.first + keep)
-        columns |= {"score": score, "p_value": p_value, "flagged": flagged[keep]}
-        order = np.argsort(-part.contributions[keep], axis=1, kind="stable")[:, :_NAMED]
-        for place in range(order.shape[1]):
-            index = order[:, place]
-            columns[f"sensor_{place + 1}"] = pl.Series([self.codec.columns[i] for i in index], dtype=pl.String)
-            columns[f"contribution_{place + 1}"] = np.take_along_axis(part.contributions[keep], order, axis=1)[:, place]
-        table = pl.DataFrame(columns).with_columns(pl.col("score", "p_value").fill_nan(None))
-        contributions = pl.DataFrame(part.contributions[keep], schema=list(self.codec.columns), orient="row")
-        return table, contributions, self._expected(part, keep)
-
-    def _expected(self, part: _Part, keep: Any) -> pl.DataFrame:
-        band = self.bundle.model["series"]["band"]
-        values = self.expectation.numbers(part.expected[keep])
-        columns = {}
-        for name, middle in values.items():
-            low, high = band[name]
-            columns[name], columns[f"{name}_low"], columns[f"{name}_high"] = middle, middle + low, middle + high
-        units = self.plan.units.get(str(part.entity), {})
-        return pl.DataFrame(columns).with_columns(
-            pl.col(f"{name}{end}") * units[name][1] + units[name][0]
-            for name in values
-            if name in units
-            for end in ("", "_low", "_high")
-        )
-
-    def _event(self, event: Event, part: _Part) -> dict[str, Any]:
-        named = event.sensors(self.codec.columns)[:_NAMED]
-        start, end = event.core or (event.start, event.end)
-        start, end, peak = self._stamp([start, end, event.peak])
-        row: dict[str, Any] = {} if self.plan.grid.entity is None else {self.plan.grid.entity: part.entity}
-        above = len(self.blocks) - int(np.searchsorted(self.blocks, event.severity, side="left"))
-        return row | {
-            "kind": "abnormal",
-            "start": start,
-            "end": end,
-            "peak": peak,
-            "severity": event.severity,
-            "p_value": (1 + above) / (len(self.blocks) + 1),
-            "flagged": event.flagged,
-            "sensors": [name for name, _ in named],
-            "shares": [share for _, share in named],
-            "open": event.open,
-        }
-
-    def _silent(
-        self, entity: Any, first: int, observed: Bool[np.ndarray, "k c"], unheard: list[int]
-    ) -> list[dict[str, Any]]:
-        """Sensors that stop reporting for much longer than training showed, each told once; `unheard` counts places and moves on."""
-        longest = self.bundle.model["series"]["silence"]
-        found: dict[tuple[int, int], list[str]] = {}
-        for column, name in enumerate(self.codec.columns):
-            limit = 2 * longest[name] + self.window // 2
-            heard = np.flatnonzero(observed[:, column])
-            ends = np.append(heard, len(observed))
-            for start, end in zip(np.append(-1, heard) + 1, ends, strict=True):
-                before = unheard[column] if start == 0 else 0
-                if before <= limit < before + end - start:
-                    found.setdefault((first + int(start) - before, first + int(end) - 1), []).append(name)
-            before = 0 if len(heard) else unheard[column]
-            unheard[column] = before + len(observed) - (int(heard[-1]) + 1 if len(heard) else 0)
-        rows = []
-        for (start, end), names in found.items():
-            begin, stop = self._stamp([start, end])
-            row: dict[str, Any] = {} if self.plan.grid.entity is None else {self.plan.grid.entity: entity}
-            row |= {"kind": "silent", "start": begin, "end": stop, "peak": begin, "severity": float(end - start + 1)}
-            row |= {
-                "p_value": None,
-                "flagged": 0,
-                "sensors": names,
-                "shares": [1 / len(names)] * len(names),
-                "open": True,
-            }
-            rows.append(row)
-        return rows
-
-    def _scores(self, tables: list[Any], events: list[dict[str, Any]]) -> SeriesScores:
-        grid = self.plan.grid
-        kind = self._stamp([0]).dtype
-        schema: dict[str, Any] = {} if grid.entity is None else {grid.entity: pl.String}
-        schema |= {
-            "kind": pl.String,
-            "start": kind,
-            "end": kind,
-            "peak": kind,
-            "severity": pl.Float64,
-            "p_value": pl.Float64,
-        }
-        schema |= {
-            "flagged": pl.Int64,
-            "sensors": pl.List(pl.String),
-            "shares": pl.List(pl.Float64),
-            "open": pl.Boolean,
-        }
-        if not tables:
-            return SeriesScores(
-                pl.DataFrame(), pl.DataFrame(), pl.DataFrame(), pl.DataFrame([], schema=schema), self.runtime.provider
-            )
-        places, contributions, expected = (pl.concat(each) for each in zip(*tables, strict=True))
-        found = pl.DataFrame(events, schema=schema).sort("severity", descending=True)
-        return SeriesScores(places, contributions, expected, found, self.runtime.provider)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Final places of one recording."""
-
-    entity: Any
-    first: int
-    score: Float64[np.ndarray, " k"]
-    contributions: Float64[np.ndarray, "k c"]
-    recorded: Bool[np.ndarray, " k"]
-    expected: Float64[np.ndarray, "k r"]
-    unexpected: Bool[np.ndarray, " k"]

@@ -13,7 +13,7 @@ from tabdiff.errors import ConfigError
 from tabdiff.files import atomic_write
 
 if TYPE_CHECKING:
-    from tabdiff.series_model import SeriesScores
+    from tabdiff.series_results import SeriesScores
 
 _BINS = (
     1500  # places across the picture; of more, the lowest and highest of each bin are drawn, so that no peak is lost

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import yaml
 from prefect.utilities.importtools import import_object
+from typer.testing import CliRunner
 
 from flows.deploy import ON_DEMAND
+from tabdiff.cli import app
 from tabdiff.operations import MonitorJob, ScoreJob, SynthesizeJob, TrainJob
 from tabdiff.store import Workspace
 
@@ -85,6 +87,19 @@ def test_images_are_built_in_stages_from_files_that_are_there(path: Path) -> Non
     asked = re.search(r"\.\[([^\]]+)\]", text)
     assert asked
     assert set(asked[1].replace("${RUNTIME}", "cpu").split(",")) <= set(extras)
+
+
+@pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if "tabdiff" in service["image"]])
+def test_services_call_commands_that_are_there(name: str) -> None:
+    command = SERVICES[name]["command"]
+    assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0  # unknown options are found before
+    assert CliRunner().invoke(app, [*command, "--absent", "--help"]).exit_code == 2
+
+
+def test_the_dashboard_asks_people_to_sign_in() -> None:
+    command, secret = SERVICES["dashboard"]["command"], "/run/secrets/dashboard"
+    assert command[command.index("--secrets") + 1] == secret
+    assert "--insecure" not in command
 
 
 def lint(*call: str) -> subprocess.CompletedProcess[str]:

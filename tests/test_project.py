@@ -43,7 +43,9 @@ def test_public_names() -> None:
         "TabdiffWarning",
         "TrainingError",
         "fit",
+        "fit_series",
         "load",
+        "load_series",
     ]
     assert all(hasattr(tabdiff, name) for name in tabdiff.__all__)
     with pytest.raises(AttributeError, match="no attribute 'predict'"):

@@ -228,7 +228,7 @@ def test_a_pipeline():
 
 @pytest.mark.parametrize("kind", [DiffusionDetector, PyODDetector])
 def test_clone_and_parameters(kind: type[DiffusionDetector | PyODDetector]):
-    original = kind(0.2, steps=20, config=SMALL).fit(blob(60))
+    original = kind(0.2, **QUICK).fit(blob(60))
     copy = clone(original)
     assert copy.get_params() == original.get_params()
     assert not hasattr(copy, "model_")

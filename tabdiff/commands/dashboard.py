@@ -22,7 +22,7 @@ def dashboard(
         list[str] | None, typer.Option("--allow-host", help="Name under which browsers may reach it.")
     ] = None,
     secrets: Annotated[
-        Path | None, typer.Option("--secrets", help="TOML file with [auth] for OIDC and [roles].")
+        Path | None, typer.Option("--secrets", help="TOML file with tables auth (OIDC) and roles.")
     ] = None,
     as_json: JsonOption = False,
 ) -> Outcome:

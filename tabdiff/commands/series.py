@@ -11,7 +11,8 @@ from tabdiff.terminal import Outcome, count, seconds, table
 if TYPE_CHECKING:
     import polars as pl
 
-    from tabdiff.series_model import SeriesModel, SeriesScores
+    from tabdiff.series_model import SeriesModel
+    from tabdiff.series_results import SeriesScores
 
 
 def describe_fit(model: SeriesModel, out: Path) -> Outcome:

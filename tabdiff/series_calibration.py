@@ -1,0 +1,215 @@
+"""What normal time scores: whole stretches held out in turn, and faults planted into them.
+
+Neighbouring places are alike, so what is held out is several windows long, and no training window reaches into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool
+
+from tabdiff.calibration import Calibration
+from tabdiff.codec import Codec
+from tabdiff.config import DataConfig, FitConfig
+from tabdiff.errors import TABLE, Problem, SchemaError
+from tabdiff.expectation import Expectation
+from tabdiff.nn.assemble import build_denoiser, build_window_score
+from tabdiff.nn.denoiser import Denoiser
+from tabdiff.nn.programs import Step
+from tabdiff.nn.runtime import TorchRuntime
+from tabdiff.schema import Schema
+from tabdiff.series import Recording
+from tabdiff.series_check import WindowedPca, plant_and_look, summary
+from tabdiff.series_scoring import TrackScorer, judge_places
+from tabdiff.tracks import Plan, Track
+from tabdiff.windows import Span, cut, window_starts
+
+_STRETCH = 4  # windows in a stretch that is held out
+_TURNS = 5  # parts of time that are held out in turn ...
+_TURNS_BELOW = 50_000  # ... below so many places; above, one part is enough
+_PLANTS = 4  # faults of each kind
+MOST_WINDOWS = 8192  # that programs are fitted to; drawn at random
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Tracks, and which of their places are held out."""
+
+    tracks: Sequence[Track]
+    held_out: Sequence[Bool[np.ndarray, " k"]]
+
+    def windows(self, length: int, count: int, seed: int, *, held_out: bool = False) -> tuple[Any, Any]:
+        """At most `count` windows that lie wholly in (or out of) held-out time: encoded, and what was observed of them."""
+        places = []
+        for index, (track, held) in enumerate(zip(self.tracks, self.held_out, strict=True)):
+            starts = window_starts(track.recorded, length)
+            mine = held if held_out else ~held
+            whole = np.convolve(mine.astype(np.int64), np.ones(length, dtype=np.int64), mode="valid") == length
+            starts = starts[whole[starts]] if len(starts) else starts
+            places.append(np.stack([np.full(len(starts), index), starts], axis=1))
+        every = np.concatenate(places)
+        if len(every) > count:
+            every = every[np.sort(np.random.default_rng(seed).permutation(len(every))[:count])]
+        parts = [(self.tracks[i], every[every[:, 0] == i, 1]) for i in np.unique(every[:, 0])]
+        if not parts:
+            return np.zeros((0, length, self.tracks[0].x.shape[1]), np.float32), np.zeros((0, length, 0), bool)
+        x = np.concatenate([cut(track.x, starts, length) for track, starts in parts])
+        seen = np.concatenate([track.observed[starts[:, None] + np.arange(length)] for track, starts in parts])
+        return x, seen
+
+
+def fit_codec(plan: Plan, recordings: Sequence[Recording], schema: Schema, data: DataConfig) -> Codec:
+    """The codec of recordings without gaps, in the units of their entities."""
+    names = [column.name for column in schema.modelled]
+    frames = [plan.normalised(plan.filled(each.frame.select(names), plan.start), each.entity) for each in recordings]
+    return Codec.fit(pl.concat(frames, how="vertical_relaxed"), schema, data)
+
+
+def folds_of(recordings: Sequence[Recording], window: int) -> list[list[Bool[np.ndarray, " k"]]]:
+    """For each turn, which places of each recording are held out: every so many-th stretch of a few windows."""
+    places = sum(len(recording.recorded) for recording in recordings)
+    turns = _TURNS if places < _TURNS_BELOW else 1
+    every = _TURNS if turns > 1 else 7
+    stretch = max(2 * window, min(_STRETCH * window, places // (2 * every)))
+    folds = []
+    for turn in range(turns):
+        before = 0
+        held = []
+        for recording in recordings:
+            number = (before + np.arange(len(recording.recorded))) // stretch
+            held.append(np.asarray(number % every == turn))
+            before += len(recording.recorded)
+        folds.append(held)
+    return folds
+
+
+def calibrate(
+    plan: Plan,
+    recordings: Sequence[Recording],
+    schema: Schema,
+    data: DataConfig,
+    folds: Sequence[Sequence[Bool[np.ndarray, " k"]]],
+    spans: tuple[Span, ...],
+    window: int,
+    seed: int,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scores of held-out time, fold by fold, with everything fitted on the rest; and what was found of planted faults.
+
+    p-values count places. The threshold counts peaks of stretches of one window, which are more nearly independent.
+    """
+    found: list[Any] = []
+    trial: Any = None
+    for held in folds:
+        rest = [_only(recording, ~mine) for recording, mine in zip(recordings, held, strict=True) if not mine.all()]
+        codec = fit_codec(plan, rest, schema, data)
+        tracks = [plan.encode(recording, codec) for recording in recordings]
+        fold = Fold(tracks, held)
+        windows, _ = fold.windows(window, MOST_WINDOWS, seed)
+        if not len(windows):
+            continue
+        score = build_window_score(_unlearned(codec), codec, windows, spans)
+        runtime = TorchRuntime(score, Step(score.denoiser), "cpu")
+        tensors = {f"score.{name}": value.numpy() for name, value in score.state_dict().items()}
+        expectation = Expectation(codec, tensors, spans)
+        trial = trial or (codec, runtime, expectation, windows, held)
+        for track, mine in zip(tracks, held, strict=True):
+            for start, end in runs_of(mine):
+                if end - start < window:
+                    continue
+                scorer = TrackScorer(runtime, spans, window, len(codec.columns), 0)
+                part = slice(start, end)
+                parts = [scorer.push(track.x[part], track.present[part], track.recorded[part]), scorer.finish()]
+                if any(each.judged.any() for each in parts):
+                    found.append((parts, track.x[part], expectation))
+    if not found:
+        raise SchemaError(
+            [
+                Problem(
+                    TABLE,
+                    "some time must be recorded without gaps",
+                    "no window that is half full",
+                    "Fill gaps, or give a longer interval.",
+                )
+            ]
+        )
+    errors = np.concatenate([each.errors[each.judged] for parts, _, _ in found for each in parts])
+    views = [span.name for span in spans]
+    samples = [errors[~np.isnan(errors[:, view, 0]), view] for view in range(len(views))]
+    calibration = Calibration.fit(views, samples, [1.0] * len(views))
+    plain = replace(calibration, normal=(np.inf,))  # nothing is unusual yet
+    scores = [judge_places(plain, expectation, parts, x)[0] for parts, x, expectation in found]
+    scores = [each[~np.isnan(each)] for each in scores]
+    normal = np.sort(np.concatenate(scores))
+    blocks = np.sort([each[i : i + window].max() for each in scores for i in range(0, len(each), window)])
+    calibration = replace(calibration, normal=tuple(normal.tolist()))
+    stored = {**calibration.to_json(), "blocks": blocks.tolist()}
+    planted = _plant(plan, recordings, schema, calibration, trial, spans, window, seed)
+    return stored, planted
+
+
+def _plant(
+    plan: Plan,
+    recordings: Sequence[Recording],
+    schema: Schema,
+    calibration: Calibration,
+    trial: Any,
+    spans: tuple[Span, ...],
+    window: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Faults planted into the longest stretch that the first fold held out, for the model of the rest and for the control."""
+    codec, runtime, expectation, windows, held = trial
+    raw = codec.layout.view("raw")
+    control = WindowedPca(windows[..., raw])
+    runs = [(end - start, index, start, end) for index, mine in enumerate(held) for start, end in runs_of(mine)]
+    _, index, start, end = max(runs)
+    recording = _only(recordings[index], np.isin(np.arange(len(held[index])), np.arange(start, end)))
+
+    def encoded(frame: pl.DataFrame) -> Track:
+        places = np.ones(frame.height, dtype=bool)
+        part = Recording(recording.entity, 0, frame, places, recording.rows, recording.places)
+        return plan.encode(part, codec)
+
+    def judge(frame: pl.DataFrame) -> tuple[Any, Any]:
+        track = encoded(frame)
+        scorer = TrackScorer(runtime, spans, window, len(codec.columns), 0)
+        parts = [scorer.push(track.x, track.present, track.recorded), scorer.finish()]
+        return judge_places(calibration, expectation, parts, track.x)
+
+    found = plant_and_look(
+        recording,
+        schema,
+        judge,
+        lambda frame: control.score(encoded(frame).x[:, raw]),
+        window=window,
+        each=_PLANTS,
+        rng=np.random.default_rng(seed),
+    )
+    return summary(found)
+
+
+def _only(recording: Recording, keep: Bool[np.ndarray, " k"]) -> Recording:
+    return Recording(
+        recording.entity,
+        recording.first,
+        recording.frame.filter(pl.Series(keep)),
+        recording.recorded[keep],
+        recording.rows[:0],
+        recording.places[:0],
+    )
+
+
+def _unlearned(codec: Codec) -> Denoiser:
+    """A denoiser that is there because a scoring program has one; no view of windows asks it."""
+    return build_denoiser(codec.layout, np.zeros((2, 1, codec.layout.width), np.float32), FitConfig())
+
+
+def runs_of(mask: Bool[np.ndarray, " k"]) -> list[tuple[int, int]]:
+    """First places and ends of the stretches in which the mask holds."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
