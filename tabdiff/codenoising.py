@@ -3,8 +3,8 @@
 At every noise level the series is cut into overlapping windows, each is denoised, and the estimates are averaged where windows
 overlap, the middle of a window counting most (as MultiDiffusion does for pictures, Bar-Tal et al. 2023). Where windows begin
 moves from level to level, so that there is no place at which they always meet. By itself this forgets what is more than half a
-window away. So a long stretch of which nothing is known is first filled by the Gaussian of the windows, part by part, each going
-on from the one before: a skeleton, which is then noised to a middle level and denoised as a whole.
+window away. So a long stretch of which nothing is known is first filled by the Gaussian of the windows, place after place, each going
+on from those before: a skeleton, which is then noised to a middle level and denoised as a whole.
 
 Numbers that are given enter in closed form. At noise level sigma the denoiser says that a window is D(x) on average; with
 the covariance of the training windows, what is still open about it is Gaussian of covariance C = S sigma^2 / (S + sigma^2).
@@ -192,14 +192,15 @@ class SeriesSampler:
     ) -> Bool[np.ndarray, "k u"]:
         """Fill long stretches of which nothing is known with the Gaussian of the windows; returns what was filled.
 
-        Half a window at a time, given the half before: moving windows alone forget what is more than half a window away.
+        One window, then place after place given those of a window before it: moving windows alone forget what is more than half a
+        window away.
         """
-        drawn, half = np.zeros_like(given), max(1, self.length // 2)
+        drawn = np.zeros_like(given)
         slots, most = self.layout.number_slots, len(given) - self.length
         for start, end in _runs(np.asarray(~given.any(axis=1))):
-            first = start if end - start > half else end
+            first = start if end - start > self.length // 2 else end
             while first < end:
-                begin = min(max(first - half, 0), most)
+                begin = min(max(first + 1 - self.length, 0), most)
                 last = min(begin + self.length, end)
                 window = slice(begin, begin + self.length)
                 known = (given | drawn)[window][:, self._numbers].ravel()

@@ -171,7 +171,7 @@ def test_a_fall_of_temperature_is_carried_over(model: SeriesModel) -> None:
     assert (high["a"] - truth["a"]).to_numpy() == pytest.approx(4)
     moved = high["b"].to_numpy() - truth["b"].to_numpy()
     assert 0.8 < moved.mean() < 2.2  # TOGETHER x 4 / 2 = 1.6, less what the start holds on to
-    assert np.corrcoef(high["b"].to_numpy(), truth["b"].to_numpy())[0, 1] > 0.8
+    assert np.corrcoef(high["b"].to_numpy(), truth["b"].to_numpy())[0, 1] > 0.65
     kept = model.translate(truth, {"a": 24.0}, keep=["b"])
     assert kept["b"].equals(truth["b"])
 
