@@ -25,12 +25,13 @@ from tabdiff.runtime import Runtime
 from tabdiff.schema import Schema
 from tabdiff.series import Recording
 from tabdiff.series_drawing import SeriesDrawing
-from tabdiff.series_results import Part, Results, SeriesScores
+from tabdiff.series_results import Part, Results, SeriesScores, joined
 from tabdiff.series_scoring import PlaceErrors, TrackScorer, judge_places
 from tabdiff.tracks import Plan, Track
 from tabdiff.windows import Span
 
 _DAY = 86_400_000_000  # microseconds
+_PIECE = 16_384  # places that are scored together
 
 
 @dataclass
@@ -143,6 +144,8 @@ class SeriesModel(SeriesDrawing):
         """
         asked = {"alerts_per_day": alerts_per_day, "fdr": fdr, "contamination": contamination}
         given = {name: value for name, value in asked.items() if value is not None}
+        if not given and self.bundle.config.score.contamination is not None:
+            contamination = self.bundle.config.score.contamination
         if len(given) > 1:
             raise ConfigError(f"one rule sets the flags; got {given}. Leave one of them in.")
         for name in given.keys() - {"alerts_per_day"}:
@@ -188,8 +191,8 @@ class SeriesModel(SeriesDrawing):
 
         Args:
             state: of this stream; changed.
-            frame: rows later than all before, of any entities.
-            last: nothing follows: score what is left.
+            frame: rows later than all before, of any entities; None for no rows.
+            last: nothing follows: score what is left, of all entities.
 
         Raises:
             SchemaError: as for `score`, or rows are not later than those before.
@@ -209,6 +212,13 @@ class SeriesModel(SeriesDrawing):
                 state.entities[key]["events"] = tracker.to_json()
                 tables.append(self.results.table(part, flagged))
                 events += [self.results.event(event, part) for event in found] + silent
+        if last:
+            for key in state.entities.keys() - seen:
+                part, tracker = self._rest(state.entities[key], None if self.plan.grid.entity is None else key)
+                flagged = np.nan_to_num(part.score, nan=-np.inf) > threshold
+                found = tracker.push(part.first, part.score, flagged, part.contributions, part.unexpected)
+                tables.append(self.results.table(part, flagged))
+                events += [self.results.event(event, part) for event in found + tracker.finish()]
         return self.results.scores(tables, events)
 
     # ------------------------------------------------------------------------------------------------ new normal
@@ -247,9 +257,31 @@ class SeriesModel(SeriesDrawing):
         return TrackScorer(self.runtime, self.spans, self.window, len(self.codec.columns), first)
 
     def _whole(self, track: Track) -> Part:
-        scorer = self._scorer(track.first)
-        parts = [scorer.push(track.x, track.present, track.recorded), scorer.finish()]
-        return self._part(track.entity, parts, track.recorded, track.x)
+        """Scores of a recording, a piece at a time, so that the errors of its windows never lie in memory together."""
+        scorer, parts, done = self._scorer(track.first), [], 0
+        for begin in [*range(0, len(track.x), _PIECE), None]:
+            piece = None if begin is None else slice(begin, begin + _PIECE)
+            errors = (
+                scorer.finish()
+                if piece is None
+                else scorer.push(track.x[piece], track.present[piece], track.recorded[piece])
+            )
+            low, high = max(0, done - self.window), done + len(errors.errors) + self.window
+            recorded = track.recorded[done : done + len(errors.errors)]
+            parts.append(self._part(track.entity, [errors], recorded, track.x[low:high], done - low))
+            done += len(errors.errors)
+        return joined(parts)
+
+    def _rest(self, known: dict[str, Any], entity: Any) -> tuple[Part, EventTracker]:
+        """The places of an entity that wait for windows which will not come."""
+        scorer = self._scorer(0)
+        scorer.resume(known["scorer"])
+        width = self.codec.layout.width
+        past = np.asarray(known["past"], np.float32).reshape(-1, width)
+        waiting = np.asarray(known["scorer"]["x"], np.float32).reshape(-1, width)
+        recorded = np.asarray(known["scorer"]["recorded"], bool)
+        part = self._part(entity, [scorer.finish()], recorded, np.concatenate([past, waiting]), len(past))
+        return part, EventTracker.from_json(known["events"])
 
     def _next(
         self, state: SeriesState, key: str, recording: Recording, last: bool

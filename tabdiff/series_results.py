@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,13 @@ class Part:
     recorded: Bool[np.ndarray, " k"]
     expected: Float64[np.ndarray, "k r"]
     unexpected: Bool[np.ndarray, " k"]
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """Parts of one recording that follow each other, as one."""
+    names = ("score", "contributions", "recorded", "expected", "unexpected")
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Part(parts[0].entity, parts[0].first, **arrays)
 
 
 @dataclass(frozen=True)

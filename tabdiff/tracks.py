@@ -91,7 +91,23 @@ class Plan:
             yield self.encode(recording, codec)
 
     def encode(self, recording: Recording, codec: Codec, before: Mapping[str, Any] | None = None) -> Track:
-        """One recording as a track; `before` is what its sensors read last, where it goes on from an earlier part."""
+        """One recording as a track; `before` is what its sensors read last, where it goes on from an earlier part.
+
+        Raises:
+            SchemaError: each entity has units of its own, and this one was not in training.
+        """
+        if self.config.normalise == "entity" and self.units and str(recording.entity) not in self.units:
+            known = ", ".join(sorted(self.units)[:5])
+            raise SchemaError(
+                [
+                    Problem(
+                        str(self.grid.entity),
+                        "with series.normalise=entity every entity was in training, as its units are its own",
+                        f"{recording.entity!r}; known are {known}",
+                        "Fit again with its rows, or with series.normalise=together.",
+                    )
+                ]
+            )
         frame = recording.frame.select(codec.columns)
         observed = np.stack([frame[name].is_not_null().to_numpy() for name in codec.columns], axis=1)
         encoded = codec.encode(self.normalised(self.filled(frame, before or self.start), recording.entity))

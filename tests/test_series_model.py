@@ -177,6 +177,27 @@ def test_a_gap_in_a_stream_is_time_that_passes(model: SeriesModel) -> None:
     )
 
 
+def test_a_stream_of_machines_ends_for_those_that_fell_silent() -> None:
+    both = [sensors(400, seed=i).with_columns(pl.lit(name).alias("machine")) for i, name in enumerate("ab")]
+    found = fit_series(pl.concat(both), options(entity="machine"))
+    state = found.start()
+    first = found.score_next(state, pl.concat([part[:200] for part in both]))
+    second = found.score_next(state, both[0][200:], last=True)
+    whole = found.score(pl.concat([both[0], both[1][:200]])).places.sort("machine", "at")
+    streamed = pl.concat([first.places, second.places]).sort("machine", "at")
+    assert streamed["score"].to_numpy() == pytest.approx(whole["score"].to_numpy(), abs=1e-9, rel=1e-5)
+    assert found.score_next(state, None).places.height == 0
+
+
+def test_a_long_recording_is_scored_in_pieces(model: SeriesModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = sensors(700, seed=4, first=1200)
+    whole = model.score(frame)
+    monkeypatch.setattr("tabdiff.series_model._PIECE", 150)
+    pieces = model.score(frame)
+    assert pieces.places["score"].to_numpy() == pytest.approx(whole.places["score"].to_numpy(), abs=1e-9, rel=1e-5)
+    assert pieces.expected.to_numpy() == pytest.approx(whole.expected.to_numpy(), abs=1e-9)
+
+
 def test_the_order_of_rows_does_not_matter(model: SeriesModel, broken: pl.DataFrame) -> None:
     with pytest.warns(TabdiffWarning, match="go back in time"):
         shuffled = model.score(broken.sample(fraction=1, shuffle=True, seed=0))
@@ -224,6 +245,8 @@ def test_machines_share_a_model_in_their_own_units() -> None:
     other = sensors(200, seed=8, first=500).with_columns(pl.col("level") * 3 + 100, pl.lit("c").alias("machine"))
     events = found.score(pl.concat([new, other])).events
     assert events["machine"].unique().to_list() == ["a"]
+    with pytest.raises(SchemaError, match=r"'machine'.*every entity was in training.*'z'; known are a, b, c"):
+        found.score(new.with_columns(pl.lit("z").alias("machine")))
     assert events["sensors"][0][0] == "level"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tabdiff.commands.common import files
+from tabdiff.errors import ConfigError
 from tabdiff.terminal import Outcome, count, seconds, table
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def score(model: SeriesModel, frame: pl.DataFrame, out: Path, picture: Path | No
     """Score a series: places to OUT, events beside it, and a picture if asked for."""
     from tabdiff.tracks import prepared
 
+    if asked["rows_per_day"] is not None:
+        raise ConfigError("--rows-per-day is for tables; a series knows its own interval. Leave it out.")
     scores = model.score(frame, **{name: value for name, value in asked.items() if name != "rows_per_day"})
     events = out.with_name(f"{out.stem}.events{out.suffix}")
     nested = scores.events
