@@ -20,6 +20,7 @@ from tabdiff.windows import Span
 
 _FARTHEST = 20.0  # as in the scoring program
 _RIDGE = 0.1  # noise level of the precision matrix, in standard deviations
+_EVIDENCE_STEPS, _EVIDENCE_RIDGE = 16, 0.5
 _ROWS = 20_000
 
 
@@ -30,16 +31,25 @@ class Expectation:
         codec: how places become arrays.
         tensors: of the bundle.
         spans: of the scoring program; the longest that is not averaged is used.
+        usual: (C,) evidence for each sensor in held-out normal time; some are unruly by nature.
     """
 
-    def __init__(self, codec: Codec, tensors: Mapping[str, np.ndarray], spans: Sequence[Span]) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        tensors: Mapping[str, np.ndarray],
+        spans: Sequence[Span],
+        usual: Sequence[float] | None = None,
+    ) -> None:
         self.codec = codec
+        self.usual = np.ones(len(codec.columns)) if usual is None else np.asarray(usual, dtype=np.float64)
         span = [span for span in spans if span.pool == 1][-1]
         self.steps = span.length
         prefix = f"score.windows.{span.name}"
         self._mean = tensors[f"{prefix}.mean"].astype(np.float64)
         self._axes, keep = tensors[f"{prefix}.axes"].astype(np.float64), tensors[f"{prefix}.keep"].astype(np.float64)
         # keep = s^2 / (lambda + s^2) at the lowest level, s = 0.1: the ridge.
+        self._keep = keep[0]
         self._precision = (self._axes * (keep[0] / _RIDGE**2)) @ self._axes.T
 
     @property
@@ -86,22 +96,34 @@ class Expectation:
 
         With u = P (x - mean) the squared distance falls by u_c' P_cc^-1 u_c when sensor c is left out: a fault of one sensor
         pulls all that depend on it, but only leaving out the broken one makes the rest fit (reconstruction-based
-        contribution, Alcala & Qin 2009).
+        contribution, Alcala & Qin 2009). P is that of a few steps under more noise than expectations have: a covariance
+        of few recorded windows has directions of no variance, in which any difference would count without end. In units of
+        what the sensor shows in normal time.
         """
-        width, steps = self.width, self.steps
-        count = len(self.codec.columns)
-        found = np.zeros((len(places), count))
-        owner = np.tile(np.asarray(self.codec.layout.view_columns), steps)
-        blocks = [np.flatnonzero(owner == column) for column in range(count)]
-        inverses = [np.linalg.inv(self._precision[np.ix_(block, block)]) for block in blocks]
+        steps, owner, precision, inverses = self._parts
+        mean = self._mean[: steps * self.width]
+        found = np.zeros((len(places), len(inverses)))
         start = np.clip(places - steps // 2, 0, len(raw) - steps)
         for begin in range(0, len(places), _ROWS // 4):
             some = slice(begin, begin + _ROWS // 4)
-            windows = raw[start[some][:, None] + np.arange(steps)].reshape(-1, steps * width) - self._mean
-            pull = windows @ self._precision
-            for column, (block, inverse) in enumerate(zip(blocks, inverses, strict=True)):
-                found[some, column] = np.einsum("ns,st,nt->n", pull[:, block], inverse, pull[:, block], optimize=True)
-        return np.maximum(found, 0.0)
+            windows = raw[start[some][:, None] + np.arange(steps)].reshape(-1, steps * self.width) - mean
+            pull = windows @ precision
+            for column, inverse in enumerate(inverses):
+                part = pull[:, owner == column]
+                found[some, column] = np.einsum("ns,st,nt->n", part, inverse, part, optimize=True)
+        return np.maximum(found, 0.0) / self.usual
+
+    @cached_property
+    def _parts(self) -> tuple[int, Any, Any, list[Any]]:
+        """Steps, the column of each slot, the precision under evidence's noise, and for each column P_cc^-1."""
+        steps = min(self.steps, _EVIDENCE_STEPS)
+        size = steps * self.width
+        variance = _RIDGE**2 / self._keep - _RIDGE**2
+        covariance = ((self._axes * variance) @ self._axes.T)[:size, :size]
+        precision = np.linalg.inv(covariance + _EVIDENCE_RIDGE**2 * np.eye(size))
+        owner = np.tile(np.asarray(self.codec.layout.view_columns), steps)
+        columns = range(len(self.codec.columns))
+        return steps, owner, precision, [np.linalg.inv(precision[np.ix_(owner == c, owner == c)]) for c in columns]
 
     def numbers(self, raw: Float64[np.ndarray, "k r"]) -> dict[str, Float64[np.ndarray, " k"]]:
         """Values of the number columns, in the units that the codec reads."""

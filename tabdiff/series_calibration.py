@@ -15,6 +15,7 @@ from jaxtyping import Bool
 
 from tabdiff.calibration import Calibration
 from tabdiff.codec import Codec
+from tabdiff.columns import Kind
 from tabdiff.config import DataConfig, FitConfig
 from tabdiff.errors import TABLE, Problem, SchemaError
 from tabdiff.expectation import Expectation
@@ -32,6 +33,7 @@ from tabdiff.windows import Span, cut, window_starts
 _STRETCH = 4  # windows in a stretch that is held out
 _TURNS = 5  # parts of time that are held out in turn ...
 _TURNS_BELOW = 50_000  # ... below so many places; above, one part is enough
+_THINNED = 4  # of so many neighbouring places one says what evidence is usual
 _PLANTS = 4  # faults of each kind
 MOST_WINDOWS = 8192  # that programs are fitted to; drawn at random
 
@@ -114,6 +116,7 @@ def calibrate(
             continue
         score = build_window_score(_unlearned(codec), codec, windows, spans)
         runtime = TorchRuntime(score, Step(score.denoiser), "cpu")
+        usual: list[Any] = []
         tensors = {f"score.{name}": value.numpy() for name, value in score.state_dict().items()}
         expectation = Expectation(codec, tensors, spans)
         trial = trial or (codec, runtime, expectation, windows, held)
@@ -126,6 +129,10 @@ def calibrate(
                 parts = [scorer.push(track.x[part], track.present[part], track.recorded[part]), scorer.finish()]
                 if any(each.judged.any() for each in parts):
                     found.append((parts, track.x[part], expectation))
+                    raw = expectation.raw(track.x[part])
+                    usual.append(expectation.evidence(raw, np.arange(0, len(raw), _THINNED)))
+        if usual:
+            expectation.usual = np.concatenate(usual).mean(axis=0) + 1e-9
     if not found:
         raise SchemaError(
             [
@@ -142,12 +149,13 @@ def calibrate(
     samples = [errors[~np.isnan(errors[:, view, 0]), view] for view in range(len(views))]
     calibration = Calibration.fit(views, samples, [1.0] * len(views))
     plain = replace(calibration, normal=(np.inf,))  # nothing is unusual yet
-    scores = [judge_places(plain, expectation, parts, x)[0] for parts, x, expectation in found]
+    scores = [judge_places(plain, expectation, parts, x, window)[0] for parts, x, expectation in found]
     scores = [each[~np.isnan(each)] for each in scores]
     normal = np.sort(np.concatenate(scores))
     blocks = np.sort([each[i : i + window].max() for each in scores for i in range(0, len(each), window)])
     calibration = replace(calibration, normal=tuple(normal.tolist()))
-    stored = {**calibration.to_json(), "blocks": blocks.tolist()}
+    usually = np.mean([expectation.usual for expectation in {id(each): each for _, _, each in found}.values()], axis=0)
+    stored = {**calibration.to_json(), "blocks": blocks.tolist(), "usual": usually.tolist()}
     planted = _plant(plan, recordings, schema, calibration, trial, spans, window, seed)
     return stored, planted
 
@@ -179,18 +187,26 @@ def _plant(
         track = encoded(frame)
         scorer = TrackScorer(runtime, spans, window, len(codec.columns), 0)
         parts = [scorer.push(track.x, track.present, track.recorded), scorer.finish()]
-        return judge_places(calibration, expectation, parts, track.x)
+        return judge_places(calibration, expectation, parts, track.x, window, unusual_below=1.0)
 
     found = plant_and_look(
         recording,
         schema,
         judge,
         lambda frame: control.score(encoded(frame).x[:, raw]),
+        deviation=deviations(recordings, schema),
         window=window,
         each=_PLANTS,
         rng=np.random.default_rng(seed),
     )
     return summary(found)
+
+
+def deviations(recordings: Sequence[Recording], schema: Schema) -> dict[str, float]:
+    """Standard deviation of every number over all recordings."""
+    frame = pl.concat([each.frame for each in recordings], how="vertical_relaxed")
+    numbers = [c.name for c in schema.modelled if c.kind in (Kind.CONTINUOUS, Kind.INTEGER)]
+    return {name: float(frame[name].drop_nulls().cast(pl.Float64).to_numpy().std()) for name in numbers}
 
 
 def _only(recording: Recording, keep: Bool[np.ndarray, " k"]) -> Recording:

@@ -5,7 +5,7 @@ Windowed principal components, which are hard to beat on sensors, look at the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ def plant_and_look(
     judge: Judge,
     control: Callable[[pl.DataFrame], Float64[np.ndarray, " k"]],
     *,
+    deviation: Mapping[str, float],
     window: int,
     each: int,
     rng: np.random.Generator,
@@ -80,6 +81,7 @@ def plant_and_look(
         recording: held-out normal time.
         judge: scores and contributions of a frame of sensors.
         control: scores of the control.
+        deviation: of each number in all of normal time.
         window: places that a fault may touch on either side.
     """
     frame = recording.frame.with_columns(pl.all().forward_fill().backward_fill())
@@ -93,7 +95,7 @@ def plant_and_look(
             sensor = str(rng.choice(sensors))
             values = frame[sensor].cast(pl.Float64).to_numpy()
             plant = Plant.draw(kind, len(values), window, rng)
-            broken = frame.with_columns(pl.Series(sensor, plant.apply(values, float(values.std()), rng)))
+            broken = frame.with_columns(pl.Series(sensor, plant.apply(values, deviation[sensor], rng)))
             begin, end = max(0, plant.start - 2 * window), plant.start + plant.length + 2 * window
             part = broken[begin:end]
             score, contributions = judge(part)
@@ -106,7 +108,7 @@ def plant_and_look(
                     kind,
                     sensor,
                     bool(near.max() > usual),
-                    columns[int(contributions[peak].argmax())] == sensor,
+                    columns[int((contributions[peak] * np.sign(score[peak])).argmax())] == sensor,
                     bool(control(part)[touched].max() > usual_control),
                 )
             )

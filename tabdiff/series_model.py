@@ -64,7 +64,7 @@ class SeriesModel(SeriesDrawing):
         self.window = int(described["window"])
         self.spans = tuple(Span(**span) for span in described["spans"])
         self.blocks = np.asarray(bundle.calibration["blocks"])
-        self.expectation = Expectation(bundle.codec, bundle.tensors, self.spans)
+        self.expectation = Expectation(bundle.codec, bundle.tensors, self.spans, bundle.calibration["usual"])
         self.results = Results(self.plan, self.calibration, self.blocks, self.expectation, described, runtime.provider)
 
     @property
@@ -356,7 +356,7 @@ class SeriesModel(SeriesDrawing):
         self, entity: Any, errors: list[PlaceErrors], recorded: Bool[np.ndarray, " k"], x: np.ndarray, past: int = 0
     ) -> Part:
         """Scores of final places; `x` has `past` places before the first of them, and may go on after the last."""
-        score, contributions = judge_places(self.calibration, self.expectation, errors, x, past)
+        score, contributions = judge_places(self.calibration, self.expectation, errors, x, self.window, past)
         places = slice(past, past + len(score))
         expected = np.full((len(score), self.expectation.width), np.nan)
         unexpected = np.zeros(len(score), dtype=bool)

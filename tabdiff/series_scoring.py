@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Float64, Int
 
 from tabdiff.calibration import Calibration
 from tabdiff.expectation import Expectation
 from tabdiff.runtime import Runtime
 from tabdiff.windows import Span, Stitch, cut, window_starts
 
-_UNUSUAL = 0.1  # p-value
+UNUSUAL = 0.1  # p-value
 _CELLS = 4_000_000  # numbers in the errors of one chunk of windows: memory does not grow with the series
 
 
@@ -117,7 +117,9 @@ def judge_places(
     expectation: Expectation,
     parts: Sequence[PlaceErrors],
     x: Float32[np.ndarray, "m w"],
+    window: int,
     past: int = 0,
+    unusual_below: float = UNUSUAL,
 ) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "k c"]]:
     """Scores of places (NaN where too little is recorded) and what each sensor adds to them.
 
@@ -127,13 +129,30 @@ def judge_places(
     Args:
         parts: errors of K places.
         x: encoded places, of which `past` lie before the first of them.
+        window: places in a window.
+        unusual_below: p-value up to which places count as unusual.
     """
     errors = np.concatenate([part.errors for part in parts])
     judged = np.concatenate([part.judged for part in parts])
     typical = np.exp(np.asarray(calibration.center))[None, :, None] / errors.shape[2]
     score, contributions = calibration.combine(np.where(np.isnan(errors), typical, errors))
-    unusual = np.flatnonzero(judged & (calibration.p_value(score) <= _UNUSUAL))
+    unusual = np.flatnonzero(judged & (calibration.p_value(score) <= unusual_below))
     if len(unusual) and len(x) >= expectation.steps:
-        evidence = expectation.evidence(expectation.raw(x), past + unusual) + 1e-12
+        evidence = _evidence_around(expectation, expectation.raw(x), past + unusual, window) + 1e-12
         contributions[unusual] = score[unusual, None] * evidence / evidence.sum(axis=1, keepdims=True)
     return np.where(judged, score, np.nan), np.where(judged[:, None], contributions, 0.0)
+
+
+def _evidence_around(
+    expectation: Expectation, raw: Float64[np.ndarray, "m r"], places: Int[np.ndarray, " n"], window: int
+) -> Float64[np.ndarray, "n c"]:
+    """Mean evidence within half a window of each place: as far as what it holds raises scores."""
+    reach = window // 2
+    near = np.zeros(len(raw) + 1)
+    np.add.at(near, np.maximum(places - reach, 0), 1)
+    np.add.at(near, np.minimum(places + reach + 1, len(raw)), -1)
+    some = np.flatnonzero(np.cumsum(near)[:-1] > 0)
+    evidence = np.zeros((len(raw) + 1, len(expectation.codec.columns)))
+    evidence[some + 1] = expectation.evidence(raw, some)
+    total = np.cumsum(evidence, axis=0)
+    return np.asarray(total[np.minimum(places + reach + 1, len(raw))] - total[np.maximum(places - reach, 0)])

@@ -95,11 +95,13 @@ def test_expected_places_are_conditional_means(model: SeriesModel) -> None:
 
 def test_evidence_is_the_fall_of_the_squared_distance_without_a_sensor(model: SeriesModel) -> None:
     expectation = model.expectation
-    raw = np.random.default_rng(1).normal(size=(expectation.steps, expectation.width))
-    found = expectation.evidence(raw, np.array([expectation.steps // 2]))[0]
-    off = raw.reshape(-1) - expectation._mean
-    covariance = np.linalg.inv(expectation._precision)
-    owner = np.tile(np.asarray(model.codec.layout.view_columns), expectation.steps)
+    steps, owner, precision, _ = expectation._parts
+    raw = np.random.default_rng(1).normal(size=(steps, expectation.width))
+    found = expectation.evidence(raw, np.array([steps // 2]))[0] * expectation.usual
+    off = raw.reshape(-1) - expectation._mean[: raw.size]
+    covariance = np.linalg.inv(precision)
+    known = np.linalg.inv(expectation._precision)[: raw.size, : raw.size]  # under the noise of expectations, 0.1
+    assert covariance == pytest.approx(known + (0.5**2 - 0.1**2) * np.eye(raw.size), abs=1e-3)
 
     def distance(keep: np.ndarray) -> float:
         return float(off[keep] @ np.linalg.solve(covariance[np.ix_(keep, keep)], off[keep]))
