@@ -136,7 +136,7 @@ def _cluster(address: str | None, count: int) -> Iterator[Any]:
     if address is None:
         # One CPU more than there are workers, whatever the machine has.
         own = {"num_cpus": count + 1, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
-        ray.init(**own, **quiet)
+        ray.init(address="local", **own, **quiet)  # never another that happens to run here
     else:
         try:
             ray.init(address=address, **quiet)

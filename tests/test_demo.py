@@ -17,6 +17,7 @@ from tabdiff.cli import app
 FILES = {
     *("breast-cancer.model", "penguins.model", "scores.parquet", "samples.parquet", "gentoo.parquet"),
     *("filled.parquet", "report.html"),
+    *("gait.model", "gait.parquet", "gait.events.parquet", "gait.png"),
 }
 
 
@@ -33,13 +34,16 @@ def test_files(done: tuple[Path, dict[str, Any], str]) -> None:
     out, values, told = done
     assert {path.name for path in out.iterdir()} == FILES
     assert pl.read_parquet(out / "scores.parquet").height == 391
+    faults = values["series"]["faults"]
+    assert [fault["first sensor named"] for fault in faults[:2]] == ["leg_vert", "trunk_vert"]
+    assert values["series"]["untouched_events"] <= 1
     assert set(pl.read_parquet(out / "gentoo.parquet")["species"]) == {"Gentoo"}
     filled = pl.read_parquet(out / "filled.parquet")
     assert filled.height == 344
     assert filled.select(pl.all().null_count().sum()).row(0) == (0,) * 8
     assert values["seconds"] > 0
     assert str(out / "report.html") in told
-    assert told.count("  done in") == 7
+    assert told.count("  done in") == 9
 
 
 @pytest.mark.slow

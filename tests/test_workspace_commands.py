@@ -91,7 +91,7 @@ def test_flows_say_what_they_need(home: Path, tmp_path: Path, monkeypatch: pytes
     tabdiff("workspace", "init")
     with monkeypatch.context() as patch:
         patch.setattr("os.environ", {**__import__("os").environ})  # what is set for Prefect stays in here
-        assert "flows init writes an example" in refused("flows", "serve")
+        assert "flows init writes an example" in refused("flows", "serve", "--plan", str(tmp_path / "none.toml"))
 
 
 def test_what_is_tried_again() -> None:
