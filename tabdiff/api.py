@@ -21,9 +21,8 @@ from tabdiff.flags import Rule
 from tabdiff.layout import Layout
 from tabdiff.memory import remember
 from tabdiff.model import Model
-from tabdiff.nn.assemble import build_denoiser, build_score, scored_by_network
+from tabdiff.nn.assemble import build_denoiser, build_score, describe, report_of, scored_by_network
 from tabdiff.nn.calibrate import Part, calibrate, turns
-from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.processes import joined
 from tabdiff.nn.programs import Step
 from tabdiff.nn.runtime import TorchRuntime, build_programs, resolve_device, threads
@@ -89,7 +88,7 @@ def _fit(
         )
     device = resolve_device(config.train.device)
     schema = Schema.infer(frame, overrides=overrides)
-    conformed = _without_known_anomalies(schema.conform(frame), schema)
+    conformed = schema.without_known_anomalies(schema.conform(frame))
     if conformed.height < MINIMUM_ROWS:
         cure = "Collect more rows."
         raise SchemaError(
@@ -109,7 +108,7 @@ def _fit(
     denoiser, codec = part.denoiser, part.codec
     score = build_score(denoiser.cpu().eval(), codec, part.encoded, part.held_out, config)
     runtime = TorchRuntime(score, Step(denoiser), config.train.device)
-    report = _report(last, denoiser, len(part.encoded.x), len(part.held_out.x), len(calibration.normal))
+    report = report_of(last, denoiser, len(part.encoded.x), len(part.held_out.x), len(calibration.normal))
     report["rows_per_day"] = rows_per_day
     if start_from is not None:
         report["started_from"] = start_from.bundle.fingerprint
@@ -119,7 +118,7 @@ def _fit(
         codec,
         calibration.to_json(),
         {
-            **_describe(denoiser, report),
+            **describe(denoiser, report),
             "sampling": remember(
                 schema, codec, conformed, conformed[train_places], conformed[held_out_places], data, config
             ),
@@ -128,16 +127,6 @@ def _fit(
         data,
     )
     return Model(bundle, runtime)
-
-
-def _without_known_anomalies(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    for column in schema.columns:
-        if column.role is Role.LABEL and column.name in frame.columns:
-            normal = (
-                frame[column.name].cast(pl.String).str.to_lowercase().is_in(["", "0", "0.0", "false", "no", "normal"])
-            )
-            frame = frame.filter(normal.fill_null(True))
-    return frame
 
 
 def _learn(
@@ -223,33 +212,3 @@ def _rows_per_day(frame: pl.DataFrame, schema: Schema) -> float | None:
     times = frame[dated[0].name].drop_nulls().cast(pl.Datetime("us")).cast(pl.Int64).to_numpy()
     days = float(np.ptp(times)) / _MICROSECONDS_A_DAY if len(times) > 1 else 0.0
     return (len(times) - 1) / days if days else None
-
-
-def _report(last: TrainEvent | None, denoiser: Denoiser, rows: int, held_out: int, calibration: int) -> dict[str, Any]:
-    assert last is not None  # training always ends with an event
-    return {
-        "train_rows": rows,
-        "held_out_rows": held_out,
-        "calibration_rows": calibration,
-        "planned_steps": last.steps,
-        "steps": last.step,
-        "finished": last.finished,
-        "held_out": last.best,
-        "seconds": last.elapsed,
-        "parameters": sum(p.numel() for p in denoiser.parameters()),
-    }
-
-
-def _describe(denoiser: Denoiser, report: dict[str, Any]) -> dict[str, Any]:
-    process = denoiser.process
-    first = denoiser.blocks[0]
-    return {
-        "sigma_min": process.sigma_min,
-        "sigma_max": process.sigma_max,
-        "rho": process.rho,
-        "length": denoiser.length,
-        "width": denoiser.read.out_features,
-        "blocks": len(denoiser.blocks),
-        "dropout": float(first.dropout.p),  # type: ignore[union-attr, arg-type]
-        "report": report,
-    }

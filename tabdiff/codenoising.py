@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 from tabdiff.layout import Layout
 from tabdiff.runtime import Runtime
 from tabdiff.sampling import NoiseSchedule
+from tabdiff.windows import runs_of
 
 _GOLDEN = (5**0.5 - 1) / 2  # its multiples fall evenly
 _NUMBERS = 4_000_000  # in the windows that are denoised together: memory does not grow with the series
@@ -197,7 +198,7 @@ class SeriesSampler:
         """
         drawn = np.zeros_like(given)
         slots, most = self.layout.number_slots, len(given) - self.length
-        for start, end in _runs(np.asarray(~given.any(axis=1))):
+        for start, end in runs_of(np.asarray(~given.any(axis=1))):
             first = start if end - start > self.length // 2 else end
             while first < end:
                 begin = min(max(first + 1 - self.length, 0), most)
@@ -324,11 +325,6 @@ def _pick(weights: Float[np.ndarray, "s k c"], u: Float32[np.ndarray, "s k"]) ->
     cumulated = np.cumsum(weights, axis=-1, dtype=np.float64)
     state = (cumulated <= u[..., None] * cumulated[..., -1:] * (1 - 2.0**-23)).sum(axis=-1)
     return np.asarray(state[..., None] == np.arange(weights.shape[-1]), np.float32)
-
-
-def _runs(mask: Bool[np.ndarray, " k"]) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def _radical_inverse(count: int) -> Float64[np.ndarray, " k"]:

@@ -130,6 +130,14 @@ class Schema:
             raise SchemaError(problems)
         return pl.DataFrame(result)
 
+    def without_known_anomalies(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The rows of a conformed table that no column of role `label` marks."""
+        for column in self.columns:
+            if column.role is Role.LABEL and column.name in frame.columns:
+                text = frame[column.name].cast(pl.String).str.to_lowercase()
+                frame = frame.filter(text.is_in(["", "0", "0.0", "false", "no", "normal"]).fill_null(True))
+        return frame
+
     def restore(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Give canonical columns their original types and text forms back, in schema order.
 

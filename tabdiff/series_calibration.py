@@ -28,7 +28,7 @@ from tabdiff.series import Recording
 from tabdiff.series_check import WindowedPca, plant_and_look, summary
 from tabdiff.series_scoring import TrackScorer, judge_places
 from tabdiff.tracks import Plan, Track
-from tabdiff.windows import Span, cut, window_starts
+from tabdiff.windows import Span, cut, runs_of, window_starts
 
 _STRETCH = 4  # windows in a stretch that is held out
 _TURNS = 5  # parts of time that are held out in turn ...
@@ -223,9 +223,3 @@ def _only(recording: Recording, keep: Bool[np.ndarray, " k"]) -> Recording:
 def _unlearned(codec: Codec) -> Denoiser:
     """A denoiser that is there because a scoring program has one; no view of windows asks it."""
     return build_denoiser(codec.layout, np.zeros((2, 1, codec.layout.width), np.float32), FitConfig())
-
-
-def runs_of(mask: Bool[np.ndarray, " k"]) -> list[tuple[int, int]]:
-    """First places and ends of the stretches in which the mask holds."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

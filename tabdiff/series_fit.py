@@ -18,18 +18,18 @@ from tabdiff.config import DataConfig, FitConfig, SeriesConfig
 from tabdiff.errors import TABLE, ConfigError, Problem, SchemaError
 from tabdiff.expectation import Expectation
 from tabdiff.files import fingerprint
-from tabdiff.nn.assemble import build_denoiser, build_window_score
+from tabdiff.nn.assemble import build_denoiser, build_window_score, describe, report_of
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.programs import Step
 from tabdiff.nn.runtime import TorchRuntime, resolve_device, threads
 from tabdiff.nn.train import TrainEvent, train
-from tabdiff.schema import Role, Schema
+from tabdiff.schema import Schema
 from tabdiff.series import Grid, Recording
-from tabdiff.series_calibration import MOST_WINDOWS, Fold, calibrate, fit_codec, folds_of, runs_of
+from tabdiff.series_calibration import MOST_WINDOWS, Fold, calibrate, fit_codec, folds_of
 from tabdiff.series_generation import levels_of
 from tabdiff.series_model import SeriesModel
 from tabdiff.tracks import Plan, Track, prepared, starts_of, units_of
-from tabdiff.windows import spans_of
+from tabdiff.windows import runs_of, spans_of
 
 _WINDOW = 128  # places, where there is enough history
 _LEAST_WINDOW = 4
@@ -75,7 +75,7 @@ def _fit(
     table = prepared(frame, series)
     roles = {series.time: {"role": "time"}} | ({series.entity: {"role": "entity"}} if series.entity else {})
     schema = Schema.infer(table, overrides={**(overrides or {}), **roles})
-    conformed = _without_known_anomalies(schema.conform(table), schema)
+    conformed = schema.without_known_anomalies(schema.conform(table))
     if series.entity is not None:
         conformed = conformed.with_columns(pl.col(series.entity).cast(pl.String))
     grid = Grid.infer(conformed, series.time, series.entity, series.interval)
@@ -115,13 +115,16 @@ def _fit(
     }
     tensors = {f"score.{name}": value.cpu().numpy() for name, value in score.state_dict().items()}
     described["band"] = _band(Expectation(codec, tensors, spans), tracks)
-    report = {**_report(last, denoiser, tracks, folds[0], calibration), "planted": planted}
+    held_out = int(sum(mine.sum() for mine in folds[0]))
+    places = sum(len(track.x) for track in tracks)
+    report = report_of(last, denoiser, places - held_out, held_out, len(calibration["normal"]))
+    report |= {"rows_per_day": None, "planted": planted}
     bundle = Bundle(
         config,
         schema,
         codec,
         calibration,
-        {**_describe(denoiser, report), "series": described},
+        {**describe(denoiser, report), "series": described},
         tensors,
         fingerprint(conformed),
     )
@@ -145,23 +148,13 @@ def _checked(config: FitConfig) -> SeriesConfig:
     return config.series
 
 
-def _without_known_anomalies(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """Rows marked as anomalies become gaps: the time passes, and nothing is learned from it."""
-    for column in schema.columns:
-        if column.role is Role.LABEL and column.name in frame.columns:
-            text = frame[column.name].cast(pl.String).str.to_lowercase()
-            normal = text.is_in(["", "0", "0.0", "false", "no", "normal"]).fill_null(True)
-            frame = frame.filter(normal)
-    return frame
-
-
 def _continuous(data: DataConfig) -> DataConfig:
     """Numbers of sensors stay numbers: neighbouring times are compared, which bins would blur."""
     return data.model_copy(update={"bins": 0, "max_levels": 0, "max_atoms": 0})
 
 
 def choose_window(recordings: Sequence[Recording], wanted: int | None) -> int:
-    """Places in a window: 64, and less for a short history.
+    """Places in a window: 128, and less for a short history.
 
     Raises:
         SchemaError: there are too few places.
@@ -263,41 +256,3 @@ def _band(expectation: Expectation, tracks: Sequence[Track]) -> dict[str, tuple[
         low, high = np.quantile(np.concatenate(parts), [0.025, 0.975])
         band[name] = (float(low), float(high))
     return band
-
-
-def _report(
-    last: TrainEvent | None,
-    denoiser: Denoiser,
-    tracks: Sequence[Track],
-    held: Sequence[Bool[np.ndarray, " k"]],
-    calibration: dict[str, Any],
-) -> dict[str, Any]:
-    assert last is not None  # training always ends with an event
-    places = sum(len(track.x) for track in tracks)
-    held_out = int(sum(mine.sum() for mine in held))
-    return {
-        "train_rows": places - held_out,
-        "held_out_rows": held_out,
-        "calibration_rows": len(calibration["normal"]),
-        "planned_steps": last.steps,
-        "steps": last.step,
-        "finished": last.finished,
-        "held_out": last.best,
-        "seconds": last.elapsed,
-        "parameters": sum(p.numel() for p in denoiser.parameters()),
-        "rows_per_day": None,
-    }
-
-
-def _describe(denoiser: Denoiser, report: dict[str, Any]) -> dict[str, Any]:
-    process = denoiser.process
-    return {
-        "sigma_min": process.sigma_min,
-        "sigma_max": process.sigma_max,
-        "rho": process.rho,
-        "length": denoiser.length,
-        "width": denoiser.width,
-        "blocks": denoiser.depth,
-        "dropout": denoiser.dropout,
-        "report": report,
-    }

@@ -21,6 +21,7 @@ from tabdiff.schema import to_polars
 from tabdiff.series import period
 from tabdiff.series_generation import Canvas, SeriesGenerator
 from tabdiff.tracks import prepared
+from tabdiff.windows import runs_of
 
 METHODS = ("model", "linear", "seasonal", "neighbours", "last")
 _PIECES = 60  # gaps that are cut into a recording to judge methods ...
@@ -147,7 +148,7 @@ class _Work:
         rng = np.random.default_rng(self.seed)
         places, length = len(self.open), self.generator.sampler.length
         pieces = []
-        for start, end in _runs(self.open.any(axis=1)):
+        for start, end in runs_of(self.open.any(axis=1)):
             pieces += [self.open[i : min(i + length, end)] for i in range(start, end, length)]
         hidden = np.zeros_like(self.open)
         if not pieces:
@@ -385,8 +386,3 @@ def _on_rows(
         nothing = pl.Series([None] * table.height, dtype=values.dtype)
         columns.append(values.zip_with(known, nothing).alias(f"{name}_{end}"))
     return table.with_columns(columns)
-
-
-def _runs(mask: Bool[np.ndarray, " k"]) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

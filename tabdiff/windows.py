@@ -71,6 +71,12 @@ def cut(x: Float32[np.ndarray, "k w"], starts: Int[np.ndarray, " b"], length: in
     return x[starts[:, None] + np.arange(length)]
 
 
+def runs_of(mask: Bool[np.ndarray, " k"]) -> list[tuple[int, int]]:
+    """First places and ends of the stretches in which the mask holds."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
 class Stitch:
     """Sums over the windows that hold each place; a place is final when no later window can hold it.
 

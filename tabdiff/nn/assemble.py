@@ -18,6 +18,7 @@ from tabdiff.nn.mixture import fit_mixture
 from tabdiff.nn.objective import fill_gated
 from tabdiff.nn.process import MixedProcess
 from tabdiff.nn.programs import Score
+from tabdiff.nn.train import TrainEvent
 from tabdiff.nn.wiener import fit_window_view
 from tabdiff.scoring import CHUNK_ROWS
 from tabdiff.windows import Span
@@ -168,3 +169,36 @@ def _probe_bank(layout: Layout, levels: int, rng: np.random.Generator) -> Float3
         for index in layout.category_units:
             bank[level, :, 0, index] = (rng.permutation(probes) + 0.5) / probes
     return torch.from_numpy(bank)
+
+
+def report_of(
+    last: TrainEvent | None, denoiser: Denoiser, rows: int, held_out: int, calibration: int
+) -> dict[str, Any]:
+    """How a fit went, for the record: rows of each kind, steps, loss, seconds."""
+    assert last is not None  # training always ends with an event
+    return {
+        "train_rows": rows,
+        "held_out_rows": held_out,
+        "calibration_rows": calibration,
+        "planned_steps": last.steps,
+        "steps": last.step,
+        "finished": last.finished,
+        "held_out": last.best,
+        "seconds": last.elapsed,
+        "parameters": sum(p.numel() for p in denoiser.parameters()),
+    }
+
+
+def describe(denoiser: Denoiser, report: dict[str, Any]) -> dict[str, Any]:
+    """What `runtime.build_programs` needs to know of a network, beside its tensors, and the report of the fit."""
+    process = denoiser.process
+    return {
+        "sigma_min": process.sigma_min,
+        "sigma_max": process.sigma_max,
+        "rho": process.rho,
+        "length": denoiser.length,
+        "width": denoiser.width,
+        "blocks": denoiser.depth,
+        "dropout": denoiser.dropout,
+        "report": report,
+    }
