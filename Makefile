@@ -9,6 +9,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two at a time, each file in one process: files start servers of their own, and share them among their tests.
+WORKERS := -n 2 --dist loadfile
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check bench docs clean
@@ -37,7 +39,7 @@ demo: $(VENV)/.ready-demo
 
 test: $(VENV)/.ready-dev
 	@echo "==> all tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(WORKERS)
 
 check: $(VENV)/.ready-dev
 	@echo "==> formatting"
@@ -49,7 +51,7 @@ check: $(VENV)/.ready-dev
 	@echo "==> architecture"
 	@$(BIN)/lint-imports
 	@echo "==> all tests, with coverage"
-	@$(BIN)/python -m pytest --cov
+	@$(BIN)/python -m pytest $(WORKERS) --cov
 	@echo "==> docs"
 	@$(BIN)/python docs/build.py --check
 	@echo "==> all good"
