@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,12 @@ class Calibration:
 
     def p_value(self, scores: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
         """(1 + number of held-out normal rows that score at least as high) / (number + 1)."""
-        normal = np.asarray(self.normal)
-        above = len(normal) - np.searchsorted(normal, scores, side="left")
-        return np.asarray((1 + above) / (len(normal) + 1))
+        above = len(self.normal) - np.searchsorted(self._normal, scores, side="left")
+        return np.asarray((1 + above) / (len(self.normal) + 1))
+
+    @cached_property
+    def _normal(self) -> Float64[np.ndarray, " m"]:
+        return np.array(self.normal)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Bool, Float32, Float64, Int
 
 from tabdiff.codes import OTHER, VIEWS, CategoryCode, NumberCode, code_from_json, code_to_json
 from tabdiff.config import DataConfig
@@ -184,9 +184,10 @@ class Codec:
             unknown = np.isnan(standard).any(axis=1)
             for index, name in enumerate(self.projected):
                 values[name] = np.where(unknown, np.nan, components[:, index])
+        states = {}
         for index, (name, code) in enumerate(self._modelled_codes().items()):
             units = self.layout.units_of(index)
-            state = code.state_of(values[name])
+            state = states[name] = code.state_of(values[name])
             for number in units:
                 unit = self.layout.units[number]
                 if unit.kind == "category":
@@ -199,7 +200,7 @@ class Codec:
                     x[applies, unit.start] = code.rank(values[name][applies])
                     # A number whose gate is closed is absent by nature, not unseen.
                     present[:, number] = applies | (state >= 0) if code.states else applies
-        self._write_views(x, values)
+        self._write_views(x, values, states)
         return Encoded(x, present)
 
     def decode(self, x: Float32[np.ndarray, "rows slots"]) -> pl.DataFrame:
@@ -277,12 +278,14 @@ class Codec:
             return _as_text(column)
         return _as_number(column)
 
-    def _write_views(self, x: Float32[np.ndarray, "rows slots"], values: dict[str, Any]) -> None:
+    def _write_views(
+        self, x: Float32[np.ndarray, "rows slots"], values: dict[str, Any], states: dict[str, Int[np.ndarray, " rows"]]
+    ) -> None:
         starts = [self.layout.view(name).start for name in VIEWS]
         offset = 0
         for name, code in self.codes.items():
             if isinstance(code, CategoryCode):
-                state = code.state_of(values[name])
+                state = states[name]
                 rows = np.flatnonzero(state >= 0)
                 for start in starts:
                     x[rows, start + offset + state[rows]] = np.sqrt(
@@ -345,7 +348,7 @@ def _as_number(values: pl.Series) -> Float64[np.ndarray, " rows"]:
     """Numbers as float64, datetimes as microseconds, null as NaN."""
     if values.dtype == pl.Datetime:
         values = values.dt.epoch("us")
-    return values.cast(pl.Float64).fill_null(np.nan).to_numpy()
+    return values.cast(pl.Float64).to_numpy()  # null becomes NaN
 
 
 def _as_text(values: pl.Series) -> pl.Series:

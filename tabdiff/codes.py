@@ -9,6 +9,7 @@ values fall into *bins*, states too: which bin is what the network learns, where
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
@@ -49,14 +50,25 @@ class Rank:
 
     def __call__(self, values: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
         """Normal scores of values."""
-        inside = np.interp(values, self.knots, self.scores)
-        beyond = np.minimum(values - self.knots[0], 0.0) + np.maximum(values - self.knots[-1], 0.0)
-        return np.asarray(inside + np.clip(beyond / self.scale, -_LIMIT, _LIMIT))
+        knots, scores = self._arrays
+        beyond = np.minimum(values - knots[0], 0.0) + np.maximum(values - knots[-1], 0.0)
+        return np.asarray(np.interp(values, knots, scores) + _limited(beyond / self.scale))
 
     def inverse(self, z: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
         """Values of normal scores."""
-        beyond = np.minimum(z - self.scores[0], 0.0) + np.maximum(z - self.scores[-1], 0.0)
-        return np.asarray(np.interp(z, self.scores, self.knots) + beyond * self.scale)
+        knots, scores = self._arrays
+        beyond = np.minimum(z - scores[0], 0.0) + np.maximum(z - scores[-1], 0.0)
+        return np.asarray(np.interp(z, scores, knots) + beyond * self.scale)
+
+    @cached_property
+    def _arrays(self) -> tuple[Float64[np.ndarray, " knots"], Float64[np.ndarray, " knots"]]:
+        """Knots and scores; making arrays of them takes longer than to look a row up."""
+        return np.array(self.knots), np.array(self.scores)
+
+
+def _limited(values: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
+    """Clipped to `_LIMIT` on both sides. np.clip does the same and takes several times as long for one row."""
+    return np.asarray(np.minimum(np.maximum(values, -_LIMIT), _LIMIT))
 
 
 @dataclass(frozen=True)
@@ -148,13 +160,13 @@ class NumberCode:
         asinh = np.arcsinh((values - self.median) / self.spread)
         plain = ((values - self.mean) / self.scale, asinh, self.rank_of_all(values))
         standard = [(view - mean) / std for view, (mean, std) in zip(plain, self.view_moments, strict=True)]
-        return [np.clip(np.nan_to_num(view), -_LIMIT, _LIMIT) for view in standard]
+        return [_limited(np.where(np.isnan(view), 0.0, view)) for view in standard]
 
     def state_of(self, values: Float64[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
         """State of each cell; -1 where training never showed one, and in a column without a block."""
         if not self.states:
             return np.full(len(values), -1)
-        atoms = np.asarray(self.atoms)
+        atoms = self._atoms
         state = np.full(len(values), len(atoms) if self.has_value else -1)
         if self.bins:
             state += self.bin_of(self.rank(values))
@@ -165,8 +177,16 @@ class NumberCode:
 
     def bin_of(self, z: Float64[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
         """Bin of each normal score; between two bins the nearer one, and beyond them the last."""
+        return np.searchsorted(self._borders, z, side="right")
+
+    @cached_property
+    def _atoms(self) -> Float64[np.ndarray, " atoms"]:
+        return np.array(self.atoms, dtype=np.float64)
+
+    @cached_property
+    def _borders(self) -> Float64[np.ndarray, " borders"]:
         low, high = np.array(self.bins).T
-        return np.searchsorted((high[:-1] + low[1:]) / 2, z, side="right")
+        return np.asarray((high[:-1] + low[1:]) / 2)
 
     def place(
         self, bins: Int[np.ndarray, " rows"], uniform: Float64[np.ndarray, " rows"]
@@ -224,11 +244,17 @@ class CategoryCode:
 
     def state_of(self, values: pl.Series) -> Int[np.ndarray, " rows"]:
         """State of each cell; -1 where training never showed one."""
-        order = {name: index for index, name in enumerate(self.categories)}
+        known = values.cast(self._kept, strict=False)  # null where it is none of them, or missing
+        state = known.to_physical().cast(pl.Int64)
+        if not known.null_count():
+            return state.to_numpy()
         fallback = len(self.categories) if self.has_other else -1
         missing = self.states - 1 if self.has_missing else -1
-        state = values.replace_strict(order, default=fallback, return_dtype=pl.Int64)
-        return np.where(values.is_null().to_numpy(), missing, state.fill_null(-1).to_numpy())
+        return np.where(values.is_null().to_numpy(), missing, state.fill_null(fallback).to_numpy())
+
+    @cached_property
+    def _kept(self) -> pl.Enum:
+        return pl.Enum(self.categories)
 
 
 def code_to_json(code: NumberCode | CategoryCode) -> dict[str, Any]:

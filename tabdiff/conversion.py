@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 from tabdiff.columns import CANONICAL, NUMBERS, Column, Kind, is_text, parse_dtype
@@ -63,6 +64,8 @@ def write_times(times: pl.Series, pattern: str) -> pl.Series:
 def to_canonical(series: pl.Series, column: Column) -> tuple[pl.Series, Problem | None]:
     """Convert a column, or say which value of it cannot be converted. Always as long as the input."""
     dtype = CANONICAL[column.kind]
+    if _is_canonical(series, column.kind):
+        return series.alias(column.name), None
     if series.dtype.is_float():
         series = series.fill_nan(None)
     nothing = pl.Series(column.name, [None] * len(series), dtype=dtype)
@@ -93,6 +96,17 @@ def to_canonical(series: pl.Series, column: Column) -> tuple[pl.Series, Problem 
             if wrong.any():
                 return values, Problem(column.name, rule, evidence(series, wrong), cure)
     return values, None
+
+
+def _is_canonical(series: pl.Series, kind: Kind) -> bool:
+    """Whether nothing is to be converted or refused. A look at the bare numbers: most tables are so, and single rows in a hurry."""
+    if series.dtype != CANONICAL[kind] or kind is Kind.DATETIME:
+        return False
+    if kind is not Kind.CONTINUOUS:
+        return True
+    size = np.abs(series.to_numpy())  # null becomes NaN
+    missing = np.isnan(size)
+    return np.count_nonzero(missing) == series.null_count() and bool((size[~missing] <= LARGEST_NUMBER).all())
 
 
 def evidence(series: pl.Series, marked: pl.Series) -> str:

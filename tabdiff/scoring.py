@@ -47,10 +47,10 @@ class Scores:
 
         `expected` is null for rows that are not flagged. Values are text, as columns differ in type.
         """
-        flagged_rows = np.flatnonzero(self.flagged)
-        position = {int(row): index for index, row in enumerate(flagged_rows)}
+        flagged_rows = np.flatnonzero(self.flagged).tolist()
         top = min(top, len(self.columns))
         order = np.argsort(-self.contributions, axis=1, kind="stable")[:, :top]
+        parts = np.take_along_axis(self.contributions, order, axis=1)
         frame = pl.DataFrame(
             {
                 "row": np.arange(len(self.score)),
@@ -59,22 +59,19 @@ class Scores:
                 "flagged": self.flagged,
             }
         )
-        expected = self.expected.select(pl.all().cast(pl.String)).rows()
-        added = []
+        expected = self.expected.select(pl.all().cast(pl.String)).rows() if flagged_rows else []
+        names, added = np.array(self.columns, dtype=object), []
         for place in range(top):
             index = order[:, place]
-            values = [
-                expected[position[row]][index[row]] if row in position else None for row in range(len(self.score))
-            ]
+            values: list[str | None] = [None] * len(self.score)
+            for row, texts in zip(flagged_rows, expected, strict=True):
+                values[row] = texts[index[row]]
             added += [
-                pl.Series(f"column_{place + 1}", [self.columns[i] for i in index], dtype=pl.String),
-                pl.Series(
-                    f"contribution_{place + 1}",
-                    np.take_along_axis(self.contributions, order, axis=1)[:, place],
-                ),
+                pl.Series(f"column_{place + 1}", names[index].tolist(), dtype=pl.String),
+                pl.Series(f"contribution_{place + 1}", np.ascontiguousarray(parts[:, place])),
                 pl.Series(f"expected_{place + 1}", values, dtype=pl.String),
             ]
-        return frame.with_columns(added)
+        return frame.hstack(added)
 
 
 def errors_of(runtime: Runtime, encoded: Encoded) -> Float32[np.ndarray, "n v c"]:

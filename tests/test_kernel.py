@@ -10,7 +10,7 @@ from scipy.stats import multivariate_normal
 from sklearn.neighbors import NearestNeighbors
 
 import tabdiff
-from tabdiff.nn.kernel import NEIGHBOURS, KernelView, fit_kernel_view, local_weights
+from tabdiff.nn.kernel import NEIGHBOURS, KernelView, fit_kernel_view, highest, local_weights
 from tabdiff.nn.mixture import MixtureView, fit_mixture
 from tests.oracles import kernel_mean_by_loops
 
@@ -49,6 +49,23 @@ def test_nearest_rows_are_those_of_scikit_learn_in_the_metric():
     ours = (inside[:, None] - view.rows[view.nearest(x)]).norm(dim=-1).sort(dim=-1).values
     # Penalties of at most 2 % of a squared neighbour distance may swap rows that are nearly equally far.
     np.testing.assert_allclose(ours, theirs, rtol=0.05)
+
+
+@pytest.mark.parametrize(("columns", "count"), [(4096, 16), (272, 16), (272, 3), (257, 16), (40, 16), (16, 16), (3, 2)])
+def test_the_highest_of_many_are_those_of_sorting_them_all(columns: int, count: int):
+    values = torch.randn(33, columns if columns <= 256 else -(-columns // 16) * 16, generator=seeded())
+    values[0, :20] = 3.0  # several that are equally high, some of them in one group
+    found = values.gather(1, highest(values, count))
+    assert torch.equal(found, values.topk(count, dim=-1).values)
+    assert all(len(set(places)) == count for places in highest(values, count).tolist())
+
+
+@pytest.mark.parametrize("stored", [100, 256, 257, 300, 1000])
+def test_rows_that_fill_up_a_group_are_never_found(stored: int):
+    rows = correlated(stored)
+    view = fit_kernel_view(rows, (0.3,), seeded())
+    far = 1e4 * torch.randn(20, 3, generator=seeded(3))
+    assert (view.nearest(torch.cat([rows, far])) < stored).all()
 
 
 def test_a_stored_row_that_is_left_out_is_not_found():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tabdiff.nn.process import MixedProcess
 
 NEIGHBOURS = 16  # stored rows that reconstruct a row; more reconstruct no better and cost more
+_GROUP = 16  # stored rows whose closest one is found before any are sorted
 _PENALTY = 0.02  # largest penalty, in squared distances to the nearest rows
 _MISMATCH = 1e-6  # probability that a shown category is not the row's own; keeps a row that matches nowhere defined
 
@@ -55,8 +56,7 @@ class KernelView(nn.Module):
     inverse: Tensor
     levels: Tensor
     penalty: Tensor
-    columns: Tensor
-    offset: Tensor
+    lookup: Tensor
     low: Tensor
     high: Tensor
 
@@ -73,8 +73,7 @@ class KernelView(nn.Module):
         for name, value in stored.items():
             self.register_buffer(name, value)
         derived = {
-            "columns": rows.T.contiguous(),
-            "offset": 0.5 * (rows.square().sum(-1) + penalty),
+            "lookup": _lookup(rows, 0.5 * (rows.square().sum(-1) + penalty)),
             "low": rows.amin(0),
             "high": rows.amax(0),
         }
@@ -90,11 +89,11 @@ class KernelView(nn.Module):
         distances would be rounded to the same number.
         """
         x = torch.clamp(x @ self.transform, self.low, self.high)
-        closeness = x @ self.columns - self.offset
+        closeness = torch.nn.functional.pad(x, (0, 1), value=1.0) @ self.lookup
         if left_out is not None:
-            own = torch.arange(len(self.rows), device=x.device) == left_out[:, None]
+            own = torch.arange(closeness.shape[1], device=x.device) == left_out[:, None]
             closeness = closeness.masked_fill(own, -torch.inf)
-        return closeness.topk(min(count, max(1, len(self.rows) - 1)), dim=-1).indices
+        return highest(closeness, min(count, max(1, len(self.rows) - 1)))
 
     def forward(
         self, x: Float[Tensor, "b r"], nearest: Int[Tensor, "b n"]
@@ -111,6 +110,32 @@ class KernelView(nn.Module):
         parts = ((residual @ self.inverse) * (residual @ self.transform.T)).clamp_min(0)
         total = residual.square().sum(-1, keepdim=True)
         return parts * (total / parts.sum(-1, keepdim=True).clamp_min(1e-30)), squared.float()
+
+
+def _lookup(rows: Float[Tensor, "m r"], offset: Float[Tensor, " m"]) -> Float[Tensor, "r1 columns"]:
+    """What (x, 1) is multiplied by for x.r - offset of each row r; filled up to whole groups with rows that are near to nothing."""
+    table = torch.cat([rows.T, -offset[None]])
+    missing = -len(rows) % _GROUP if len(rows) > _GROUP**2 else 0
+    filling = table.new_zeros(len(table), missing)
+    filling[-1] = -torch.finfo(table.dtype).max
+    return torch.cat([table, filling], dim=1).contiguous()
+
+
+def highest(values: Float[Tensor, "b m"], count: int) -> Int[Tensor, "b n"]:
+    """Places of the `count` largest values of each row, largest first; M is a multiple of the group, or small.
+
+    The `count` groups with the largest maxima hold them all, so only those are sorted: a maximum is taken at the speed of memory, a
+    heap of thousands is not.
+    """
+    groups = values.shape[1] // _GROUP
+    if groups <= max(count, _GROUP):
+        return values.topk(count, dim=-1).indices
+    grouped = values.reshape(-1, groups, _GROUP)
+    best = grouped.amax(-1).topk(count, dim=-1).indices  # (B, count)
+    inside = grouped.gather(1, best[..., None].expand(-1, -1, _GROUP)).flatten(1)
+    place = inside.topk(count, dim=-1).indices
+    found: Tensor = best.gather(1, place // _GROUP) * _GROUP + place % _GROUP
+    return found
 
 
 def local_weights(squared: Float[Tensor, "b n"], levels: Float[Tensor, " k"]) -> Float[Tensor, "b k n"]:
