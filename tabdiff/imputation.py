@@ -43,8 +43,10 @@ def fill(generator: Generator, frame: Any, draws: int, interval: float | None, s
         if not gaps[:, index].any():
             continue
         gap, parts = pl.Series(gaps[:, index]), [each[name] for each in drawn]
-        before = original[name]
-        filled = schema.restore(pl.DataFrame([_middle(parts)]))[name][position].cast(before.dtype)
+        before, filled = original[name], schema.restore(pl.DataFrame([_middle(parts)]))[name][position]
+        # A column that is empty as a whole may have come without a type; then it gets that of training.
+        before = before.cast(filled.dtype if before.dtype == pl.Null else before.dtype)
+        filled = filled.cast(before.dtype)
         columns.append(filled.zip_with(gap, before).alias(name))
         if interval is None or parts[0].dtype in (pl.String, pl.Boolean):
             continue

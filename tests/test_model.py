@@ -219,6 +219,15 @@ def test_gaps_are_filled_from_the_other_cells(model, fresh):
     assert (filled["kind"][50:150] == fresh["kind"][50:150]).mean() > 0.85
 
 
+def test_a_column_that_is_empty_and_has_no_type_is_filled_in_the_type_of_training(model, fresh):
+    holed = fresh[:20].with_columns(pl.lit(None).alias("b"))
+    assert holed["b"].dtype == pl.Null
+    filled = model.impute(holed, draws=20, interval=0.9)
+    assert filled["b"].dtype == fresh["b"].dtype
+    assert filled["b"].null_count() == 0
+    assert (filled["b_low"] <= filled["b_high"]).all()
+
+
 def test_a_table_without_gaps_comes_back_as_it_is(model, fresh):
     whole = fresh.drop_nulls()
     assert_frame_equal(model.impute(whole), whole)
