@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tabdiff.nn.train import TrainEvent
 
 REFERENCE = "reference.parquet"  # rows that no version trained on, kept beside the bundle
-FITTED = "fitted.parquet"  # some of the rows that the version was fitted on, for reports of what is drawn from it
+FITTED = "fitted.parquet"  # some of the rows that the version was fitted on, to compare others with
 _MOST_FITTED = 10_000
 _MOST_EVALUATED = 5000
 
@@ -120,8 +120,7 @@ def _fit(
         with atomic_folder(folder) as temporary:
             model.save(temporary / "bundle")
             judges.write_parquet(temporary / REFERENCE)
-            if job.fit.series.time is None:  # rows of a series are no rows to compare drawn ones with
-                rest.sample(min(rest.height, _MOST_FITTED), seed=job.fit.train.seed).write_parquet(temporary / FITTED)
+            rest.sample(min(rest.height, _MOST_FITTED), seed=job.fit.train.seed).write_parquet(temporary / FITTED)
         metrics = {
             "report": model.bundle.model["report"],
             "judges": judges.height,
