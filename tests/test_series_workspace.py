@@ -27,6 +27,7 @@ from tabdiff.operations.series_alerts import Seen, Told, settle
 from tabdiff.operations.series_trials import worse_figures
 from tabdiff.operations.stream_state import Kept
 from tabdiff.operations.tracing import trace, traces
+from tabdiff.operations.tuning import tuning
 from tabdiff.series_model import SeriesModel
 from tabdiff.store import Workspace
 from tabdiff.store.triage import Filter
@@ -520,6 +521,26 @@ def test_an_event_is_inspected_and_drawn(scored: Workspace) -> None:
     assert drawn.count("<circle") == int(expected["flagged"].sum())
     assert _where(alert)["entity"] == "right"
     assert _where(alert)["to"].endswith("...") == alert["open"]
+
+
+def test_a_threshold_is_tuned_by_stretches(scored: Workspace, data: Path, model: SeriesModel) -> None:
+    found = tuning(scored, "fleet", "fleet")
+    part = places(scored)
+    peaks = [
+        float(mine["score"][begin : begin + WINDOW].max())  # type: ignore[arg-type]
+        for _, mine in part.group_by("machine")
+        for begin in range(0, mine.height, WINDOW)
+    ]
+    assert found.highest == pytest.approx(sorted(peaks))
+    assert found.normal == pytest.approx(model.blocks.tolist())
+    per_day = found.rows_per_day
+    assert per_day == pytest.approx(24 * 60 / WINDOW, rel=0.1)
+    tried = found.at(10.0, per_day)
+    assert tried["threshold"] == pytest.approx(model.rule(10.0).threshold(model.blocks), rel=0.05)
+    # What is saved there decides on the next places.
+    scored.triage.save_rule(found.stream_id, {"alerts_per_day": 10.0, "rows_per_day": per_day}, author="ann")
+    fleet(FITTED + 140, 30).write_parquet(data / "9.parquet")
+    assert score(scored)["rule"] == {"alerts_per_day": 10.0}
 
 
 def test_monitoring_tells_drift_from_events_and_names_who_is_silent(workspace: Workspace, data: Path) -> None:
