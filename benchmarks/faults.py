@@ -103,7 +103,10 @@ def work(home: str, url: str | None, what: str, step: str | None, seed: int) -> 
     elif what == "series":
         score_new(workspace, ScoreJob.of(source="series", model="s", rows_per_part=15))
     else:
-        train(workspace, TrainJob.of(source="rows", model="t", fit={**FIT, "train": {**FIT["train"], "seed": seed}}))
+        train(
+            workspace,
+            TrainJob.of(source="rows", model="t", fit={**FIT, "train": {**FIT["train"], "seed": seed}}, compiled=False),
+        )
 
 
 def _find(place: str) -> Any:
@@ -129,7 +132,7 @@ class Bench:
         self.workspace = Workspace.create(folder / "home", url)
         self.workspace.sources.add("rows", location=str(self.data), keys=("number",), settle=0.0)
         self.grow(300, 1)
-        train(self.workspace, TrainJob.of(source="rows", model="m", fit=FIT, evaluation_share=0.3))
+        train(self.workspace, TrainJob.of(source="rows", model="m", fit=FIT, evaluation_share=0.3, compiled=False))
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(
             ["torch", "tabdiff.api", "tabdiff.operations", "tabdiff.evaluate.detection"]
@@ -191,7 +194,7 @@ class Series:
         sources.add("series", location=str(self.data / "new"), settle=0.0)
         series = {"time": "minute", "entity": "machine", "window": WINDOW}
         fit = {"network": FIT["network"], "train": {"steps": 2}, "series": series}
-        train(bench.workspace, TrainJob.of(source="history", model="s", fit=fit))
+        train(bench.workspace, TrainJob.of(source="history", model="s", fit=fit, compiled=False))
         folder = bench.workspace.models.get("s").folder
         assert folder is not None
         self.model = load_series(folder / "bundle")
@@ -290,7 +293,7 @@ def _finish_training(bench: Bench) -> int:
 
     seed = bench.seed * 1000 + bench.round
     fit = {**FIT, "train": {**FIT["train"], "seed": seed}}
-    result = train(bench.workspace, TrainJob.of(source="rows", model="t", fit=fit))
+    result = train(bench.workspace, TrainJob.of(source="rows", model="t", fit=fit, compiled=False))
     version = bench.workspace.models.get("t", result["version"])
     assert version.folder is not None
     Bundle.read(version.folder / "bundle")

@@ -68,6 +68,16 @@ def test_rows_that_fill_up_a_group_are_never_found(stored: int):
     assert (view.nearest(torch.cat([rows, far])) < stored).all()
 
 
+def test_rows_far_outside_have_the_neighbours_that_double_precision_finds():
+    """In single precision these distances round to steps of 1e-3 and more, and each engine rounds in its own way."""
+    rows = correlated(2000) + 500.0
+    view = fit_kernel_view(rows, (0.3,), seeded())
+    x = 500.0 + 30 * torch.randn(200, 3, generator=seeded(4))
+    inside = torch.minimum(torch.maximum(x.double() @ view.transform.double(), view.low.double()), view.high.double())
+    squared = (inside[:, None] - view.rows.double()).square().sum(-1) + view.penalty
+    assert torch.equal(view.nearest(x), squared.topk(NEIGHBOURS, largest=False).indices)
+
+
 def test_a_stored_row_that_is_left_out_is_not_found():
     rows = correlated(100)
     view = fit_kernel_view(rows, (0.3,), seeded())

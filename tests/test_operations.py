@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -14,7 +17,7 @@ import psycopg
 import pytest
 from scipy import stats
 
-from tabdiff.errors import ConfigError, SchemaError, SourceError, StoreError
+from tabdiff.errors import BundleError, ConfigError, SchemaError, SourceError, StoreError
 from tabdiff.operations import (
     MonitorJob,
     ScoreJob,
@@ -371,7 +374,7 @@ def trained(tmp_path: Path, data: Path) -> Workspace:
 
 def training(**options: object) -> TrainJob:
     made: TrainJob = TrainJob.of(
-        **{"source": "orders", "model": "orders", "fit": QUICK, "evaluation_share": 0.3, **options}
+        **{"source": "orders", "model": "orders", "fit": QUICK, "evaluation_share": 0.3, "compiled": False, **options}
     )
     return made
 
@@ -383,6 +386,41 @@ def test_judges_are_never_trained_on() -> None:
     assert rest.height + judges.height == 300
     assert 60 < judges.height < 120
     assert not set(judges["order_id"]) & set(rest_later["order_id"])
+
+
+def test_a_version_is_compiled_and_scores_where_torch_is_not(tmp_path: Path, data: Path) -> None:
+    workspace = Workspace.create(tmp_path / "home")
+    workspace.sources.add("orders", location=str(data))
+    orders(300, 0).write_parquet(data / "a.parquet")
+    result = train(workspace, training(compiled=True))
+    assert result["compiled"] == "yes"
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from tabdiff.operations import ScoreJob, score_new\n"
+        "from tabdiff.store import Workspace\n"
+        "found = score_new(Workspace.open(), ScoreJob.of(source='orders', model='orders'))\n"
+        "assert found['rows'] == 300, found"
+    )
+    environment = {**os.environ, "TABDIFF_HOME": str(workspace.home)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_version_that_cannot_be_compiled_is_kept_and_told_of(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise BundleError("score.onnx: it does not compute what torch does.")
+
+    monkeypatch.setattr("onnx_export.export", refuse)
+    workspace = Workspace.create(tmp_path / "home")
+    workspace.sources.add("orders", location=str(data))
+    orders(300, 0).write_parquet(data / "a.parquet")
+    result = train(workspace, training(compiled=True))
+    assert result["compiled"] == "no: score.onnx: it does not compute what torch does."
+    assert result["decision"] == "promoted"
+    assert "not_compiled" in [event["kind"] for event in workspace.events.latest()]
+    assert score_new(workspace, ScoreJob.of(source="orders", model="orders"))["rows"] == 300
 
 
 def test_training_repeats_nothing_and_promotes_by_rule(trained: Workspace, data: Path) -> None:

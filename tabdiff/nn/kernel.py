@@ -15,6 +15,7 @@ from tabdiff.nn.process import MixedProcess
 
 NEIGHBOURS = 16  # stored rows that reconstruct a row; more reconstruct no better and cost more
 _GROUP = 16  # stored rows whose closest one is found before any are sorted
+_SPARE = 8  # stored rows that are looked at beyond the nearest
 _PENALTY = 0.02  # largest penalty, in squared distances to the nearest rows
 _MISMATCH = 1e-6  # probability that a shown category is not the row's own; keeps a row that matches nowhere defined
 
@@ -86,14 +87,18 @@ class KernelView(nn.Module):
         """The stored rows nearest to each x. `left_out` (B,) is the stored row to ignore, -1 for none.
 
         A row far outside looks from where the range of the stored rows is nearest to it: in single precision its own
-        distances would be rounded to the same number.
+        distances would be rounded to the same number. Single precision only proposes, a few more than asked for, and double
+        precision decides: or two engines that round differently would compare a row with different neighbours.
         """
-        x = torch.clamp(x @ self.transform, self.low, self.high)
-        closeness = torch.nn.functional.pad(x, (0, 1), value=1.0) @ self.lookup
+        exact = torch.clamp(x.double() @ self.transform.double(), self.low, self.high)
+        closeness = torch.nn.functional.pad(exact.float(), (0, 1), value=1.0) @ self.lookup
         if left_out is not None:
             own = torch.arange(closeness.shape[1], device=x.device) == left_out[:, None]
             closeness = closeness.masked_fill(own, -torch.inf)
-        return highest(closeness, min(count, max(1, len(self.rows) - 1)))
+        most = max(1, len(self.rows) - 1)
+        proposed = highest(closeness, min(count + _SPARE, most))
+        squared = (exact[:, None] - self.rows[proposed].double()).square().sum(-1) + self.penalty[proposed]
+        return proposed.gather(1, squared.topk(min(count, most), largest=False).indices)
 
     def forward(
         self, x: Float[Tensor, "b r"], nearest: Int[Tensor, "b n"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from tabdiff.errors import BundleError, ConfigError, StoreError, TrainingError
+from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable, StoreError, TrainingError
 from tabdiff.files import atomic_folder, fingerprint
 from tabdiff.operations.comparing import compare
 from tabdiff.operations.jobs import TrainJob
@@ -43,7 +43,8 @@ def train(
         on_event: called after every held-out evaluation.
 
     Returns:
-        run, version, new (whether it was fitted now), started_from (the version whose weights it began with, or why none), metrics, decision (promoted, asked, kept) and its reasons.
+        run, version, new (whether it was fitted now), started_from (the version whose weights it began with, or why none), compiled ("yes", or
+        why not), metrics, decision (promoted, asked, kept) and its reasons.
 
     Raises:
         StoreError: the source is missing, or the database is out of reach.
@@ -66,6 +67,7 @@ def train(
             "version": version.version,
             "new": new,
             "started_from": version.metrics.get("started_from", "random weights"),
+            "compiled": version.metrics.get("compiled", "no: it was fitted before versions were"),
             "rows": rest.height,
             "findings": [vars(finding) for finding in findings],
             **decision,
@@ -96,7 +98,15 @@ def _fit(
 ) -> tuple[Version, bool]:
     """The version of these rows and options: the one that is there, or a new one."""
     # How a fit begins is no part of what it is of: or the version that was just promoted would be fitted again from itself.
-    apart = ["promote", "tolerance", "source", "model", "max_rows", *(["warm_start"] if job.warm_start else [])]
+    apart = [
+        "promote",
+        "tolerance",
+        "source",
+        "model",
+        "max_rows",
+        "compiled",
+        *(["warm_start"] if job.warm_start else []),
+    ]
     data, options = fingerprint(rest), job.digest(*apart)
     found = workspace.models.find(job.model, data, options)
     if found is not None:
@@ -119,6 +129,7 @@ def _fit(
         folder = group / f"{data[:12]}-{secrets.token_hex(6)}"
         with atomic_folder(folder) as temporary:
             model.save(temporary / "bundle")
+            compiled = _compile(temporary / "bundle") if job.compiled else "no: not asked for"
             judges.write_parquet(temporary / REFERENCE)
             rest.sample(min(rest.height, _MOST_FITTED), seed=job.fit.train.seed).write_parquet(temporary / FITTED)
         metrics = {
@@ -126,12 +137,27 @@ def _fit(
             "judges": judges.height,
             "evaluation_share": job.evaluation_share,
             "started_from": started_from,
+            "compiled": compiled,
             **({} if job.fit.series.time is None else {"series": about(model, rest)}),
         }
         name = str(folder.relative_to(workspace.home))
         version = workspace.models.add(job.model, name, data, options, metrics, source_id=source_id, run_id=run_id)
         shutil.rmtree(checkpoint, ignore_errors=True)
+        if job.compiled and compiled != "yes":
+            detail = {"version": version.version, "reason": compiled}
+            workspace.events.tell("not_compiled", job.model, "warning", detail, once=str(version.version))
     return version, True
+
+
+def _compile(bundle: Path) -> str:
+    """Add the programs for ONNX Runtime: "yes", or why not. Torch runs a version without, so it is no reason to have none."""
+    from onnx_export import export
+
+    try:
+        export(bundle)
+    except (BundleError, RuntimeUnavailable) as error:
+        return f"no: {error}"
+    return "yes"
 
 
 def _fit_or_go_on(
