@@ -172,7 +172,11 @@ def make(
         step(f"fitting {name}")
         result = train(
             workspace,
-            TrainJob.of(source=name, model=name, fit={**fit, **series.get(name, {})}, columns=roles.get(name, {})),
+            # Compiling takes longer than to fit and score so little.
+            TrainJob.of(
+                **{"source": name, "model": name, "compiled": False, "columns": roles.get(name, {})},
+                fit={**fit, **series.get(name, {})},
+            ),
         )
         found[name] = {"version": result["version"], "rows": 0, "flagged": 0}
         if name not in options:
