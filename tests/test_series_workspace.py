@@ -207,6 +207,7 @@ def test_any_cut_comes_to_the_whole_and_a_fault_alerts_once(
     assert files_without_a_row(workspace) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*hold several rows")
 def test_rows_of_one_place_may_come_in_different_files(workspace: Workspace, data: Path, model: SeriesModel) -> None:
     frame = fleet(2 * FITTED, 240, every=30)  # two rows a minute share a place
     for index, begin in enumerate(range(0, 480, 37)):
