@@ -27,14 +27,12 @@ from tabdiff.operations.series_alerts import Seen, Told, settle
 from tabdiff.operations.series_trials import worse_figures
 from tabdiff.operations.stream_state import Kept
 from tabdiff.operations.tracing import trace, traces
-from tabdiff.operations.tuning import tuning
 from tabdiff.series_model import SeriesModel
 from tabdiff.store import Workspace
 from tabdiff.store.triage import Filter
 from tests.databases import Postgres
-from tests.workspaces import files_without_a_row
+from tests.workspaces import START, broken, files_without_a_row, fleet, minute
 
-START = datetime(2026, 3, 1)
 WINDOW, FITTED = 16, 400
 FIT: dict[str, Any] = {
     "series": {"time": "at", "entity": "machine", "window": WINDOW},
@@ -42,38 +40,6 @@ FIT: dict[str, Any] = {
     "network": {"width": 16, "blocks": 1},
 }
 ALL = Filter(state="all")
-
-
-def fleet(first: int, count: int, every: int = 60) -> pl.DataFrame:
-    """Two machines: a cycle, one that follows it, a level, a switch; a row each minute. A place has the same values in every call."""
-    parts = []
-    for index, machine in enumerate(("left", "right")):
-        steps = np.arange(first, first + count)
-        noise = np.stack([np.random.default_rng([index, step]).normal(size=3) for step in steps.tolist()])
-        cycle = np.sin(2 * np.pi * steps / 24 + index)
-        part = pl.DataFrame(
-            {
-                "machine": [machine] * count,
-                "at": [START + timedelta(seconds=every * step) for step in steps.tolist()],
-                "flow": 10 + 3 * cycle + 0.2 * noise[:, 0],
-                "pressure": 4 + cycle + 0.1 * noise[:, 1],
-                "level": 50 + noise[:, 2],
-                "pump": np.where(cycle > 0, "on", "off"),
-            }
-        )
-        parts.append(part)
-    return pl.concat(parts).sort("at", "machine")
-
-
-def broken(frame: pl.DataFrame, machine: str, first: int, last: int, shift: float = 1.5) -> pl.DataFrame:
-    """The pressure of one machine too high from one place to another."""
-    at = pl.col("at")
-    inside = (pl.col("machine") == machine) & (at >= minute(first)) & (at <= minute(last))
-    return frame.with_columns(pl.when(inside).then(pl.col("pressure") + shift).otherwise("pressure").alias("pressure"))
-
-
-def minute(step: int) -> datetime:
-    return START + timedelta(minutes=step)
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +207,7 @@ def test_any_cut_comes_to_the_whole_and_a_fault_alerts_once(
     assert files_without_a_row(workspace) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*hold several rows")
 def test_rows_of_one_place_may_come_in_different_files(workspace: Workspace, data: Path, model: SeriesModel) -> None:
     frame = fleet(2 * FITTED, 240, every=30)  # two rows a minute share a place
     for index, begin in enumerate(range(0, 480, 37)):
@@ -436,7 +403,7 @@ def test_events_find_their_alerts() -> None:
     def run(events: list[Told], opened: list[dict[str, Any]]) -> tuple[list[Any], dict[int, Any]]:
         seen = lambda event: Seen({"x": [1.0, 0.0, -1.0, 0.5], "y": ["on", None, None, None]})  # noqa: E731
         stamp = lambda place: START + timedelta(minutes=place)  # noqa: E731
-        return settle(events, opened, {"a", "b"}, reach=4, seen=seen, stamp=stamp, time="at")
+        return settle(events, opened, {"a": 15, "b": 33}, reach=4, seen=seen, stamp=stamp, time="at")
 
     new, changed = run([told(10, 12, opened=True), told(30, 31, entity="b")], [])
     assert (len(new), changed) == (2, {})
@@ -451,6 +418,11 @@ def test_events_find_their_alerts() -> None:
     assert (changed[7].last_place, changed[7].score, changed[7].open) == (18, 9.0, True)
     assert changed[8] == replace(run([told(30, 31, entity="b")], [])[0][0], row=1, open=False)
     assert 99 not in changed
+    # No event touches them any more: places up to 12 are final by now, those of a later one are not.
+    later = {**stored[0], "id": 50, "first_place": 20, "last_place": 22}
+    new, changed = run([], [stored[0], later])
+    assert (new, set(changed)) == ([], {7})
+    assert changed[7] == replace(run([told(10, 12, opened=True)], [])[0][0], open=False)
 
 
 # ------------------------------------------------------------------------------------------------------ around scoring
@@ -523,24 +495,16 @@ def test_an_event_is_inspected_and_drawn(scored: Workspace) -> None:
     assert _where(alert)["to"].endswith("...") == alert["open"]
 
 
-def test_a_threshold_is_tuned_by_stretches(scored: Workspace, data: Path, model: SeriesModel) -> None:
-    found = tuning(scored, "fleet", "fleet")
-    part = places(scored)
-    peaks = [
-        float(mine["score"][begin : begin + WINDOW].max())  # type: ignore[arg-type]
-        for _, mine in part.group_by("machine")
-        for begin in range(0, mine.height, WINDOW)
-    ]
-    assert found.highest == pytest.approx(sorted(peaks))
-    assert found.normal == pytest.approx(model.blocks.tolist())
-    per_day = found.rows_per_day
-    assert per_day == pytest.approx(24 * 60 / WINDOW, rel=0.1)
-    tried = found.at(10.0, per_day)
-    assert tried["threshold"] == pytest.approx(model.rule(10.0).threshold(model.blocks), rel=0.05)
-    # What is saved there decides on the next places.
-    scored.triage.save_rule(found.stream_id, {"alerts_per_day": 10.0, "rows_per_day": per_day}, author="ann")
-    fleet(FITTED + 140, 30).write_parquet(data / "9.parquet")
-    assert score(scored)["rule"] == {"alerts_per_day": 10.0}
+def test_a_saved_rule_decides_on_the_next_places(scored: Workspace, data: Path, model: SeriesModel) -> None:
+    stream = scored.scores.stream(1, "fleet")
+    scored.triage.save_rule(stream.id, {"alerts_per_day": 80.0, "rows_per_day": 90.0}, author="ann")
+    frame = fleet(FITTED + 140, 60)
+    frame.write_parquet(data / "9.parquet")
+    assert score(scored)["rule"] == {"alerts_per_day": 80.0}  # how many stretches a day has a series knows itself
+    threshold = np.sort(model.blocks)[len(model.blocks) - int(80.0 / 90.0 * (len(model.blocks) + 1))]
+    found = places(scored).filter(pl.col("at") >= minute(FITTED + 140))
+    assert found["flagged"].equals((found["score"] > threshold).alias("flagged"))
+    assert found["flagged"].sum() > 0
 
 
 def test_monitoring_tells_drift_from_events_and_names_who_is_silent(workspace: Workspace, data: Path) -> None:

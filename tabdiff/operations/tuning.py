@@ -23,9 +23,6 @@ _KEPT = 50_000  # highest scores that are kept one by one
 class Tuning:
     """Scores of one version on one source, and what is known of them.
 
-    Of a series, a row is a stretch of one window of one entity, its score the highest in it, and days are those of all entities: a rule is
-    for each of them.
-
     Attributes:
         stream_id, source, model, version: of what.
         rows, days: rows scored by this version, and the time they span (None if they have no times).
@@ -109,14 +106,8 @@ def tuning(workspace: Workspace, source: str, model: str) -> Tuning:
     times += [spec.column] if spec.column else []
     known = frame.collect_schema()
     when = next((name for name in times if name in known and known[name].is_temporal()), None)
-    described = bundle.model.get("series")
-    entity = described["plan"]["grid"]["entity"] if described else None
-    read = frame.select("score", *(pl.col(name) for name in (when, entity) if name)).collect()
-    days = _span(read[when]) if when else None
-    scores, normal = np.sort(read["score"].to_numpy()), bundle.calibration["normal"]
-    if described:
-        scores, normal = np.sort(_peaks(read, when, entity, int(described["window"]))), bundle.calibration["blocks"]
-        days = days * (read[entity].n_unique() if entity else 1) if days else None
+    read = frame.select("score", *([pl.col(when)] if when else [])).collect()
+    scores = np.sort(read["score"].to_numpy())
     counts, edges = np.histogram(np.log10(1 + np.maximum(scores, 0)), bins=_BINS)
     judged = [
         (alert["score"], alert["verdict"] == "anomaly")
@@ -124,19 +115,10 @@ def tuning(workspace: Workspace, source: str, model: str) -> Tuning:
         if alert["stream_id"] == stream.id and alert["model_id"] == version.id and alert["verdict"] != "unsure"
     ]
     return Tuning(
-        *(stream.id, source, model, version.version, len(scores), days),
+        *(stream.id, source, model, version.version, len(scores), _span(read[when]) if when else None),
         *(edges.tolist(), counts.tolist(), scores[-_KEPT:].tolist(), sorted(judged)),
-        *(sorted(normal), workspace.triage.rule(stream.id)),
+        *(sorted(bundle.calibration["normal"]), workspace.triage.rule(stream.id)),
     )
-
-
-def _peaks(places: pl.DataFrame, when: str | None, entity: str | None, window: int) -> np.ndarray:
-    """The highest score of each stretch of one window, entity by entity."""
-    found: list[float] = []
-    for part in places.partition_by(entity) if entity else [places]:
-        scores = (part.sort(when) if when else part)["score"].drop_nulls().to_numpy()
-        found += [float(scores[begin : begin + window].max()) for begin in range(0, len(scores), window)]
-    return np.asarray(found)
 
 
 def _span(times: pl.Series) -> float | None:
