@@ -138,6 +138,38 @@ def tabdiff(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
     return score.fill_null(score.min()).to_numpy()
 
 
+def timed(calendar: str, stamps: pl.Series) -> Scorer:
+    """With the times of the recording instead of counted steps: gaps are gaps, and days are known."""
+    from tabdiff import fit_series
+    from tabdiff.config import FitConfig
+
+    def score(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+        names = [f"s{i}" for i in range(train.shape[1])]
+        first = len(stamps) - len(test) if len(test) < len(stamps) else 0
+        overrides = {name: {"role": "feature"} for name in names}
+        series = {"time": "at", "calendar": calendar, "duplicates": "mean"}
+        config = FitConfig.model_validate({"series": series, "train": {"steps": 1, "seed": seed}})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            history = pl.DataFrame(train, schema=names).with_columns(stamps[: len(train)].alias("at"))
+            model = fit_series(history, config, overrides=overrides)
+            frame = pl.DataFrame(test, schema=names).with_columns(stamps[first:].alias("at"))
+            places = model.score(frame).places
+            (recording,) = model.plan.recordings(frame, model.schema)
+        print("#", model.describe(), flush=True)
+        found = np.full(len(recording.recorded), np.nan)
+        found[recording.recorded] = places["score"].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        rows = np.full(len(test), np.nan)
+        rows[recording.rows] = found[recording.places]
+        known = np.flatnonzero(~np.isnan(rows))
+        return rows[known[np.minimum(np.searchsorted(known, np.arange(len(rows))), len(known) - 1)]]
+
+    return score
+
+
+TIMED = {"tabdiff, times": "auto", "tabdiff, times, no calendar": "none"}
+
+
 def tsb(name: str, many: bool) -> Scorer:
     def score(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
         from TSB_AD import model_wrapper
@@ -213,7 +245,12 @@ def main() -> None:
             for name in chosen:
                 if (name, options.protocol, row["family"], row["name"], str(seed)) in done:
                     continue
-                method = METHODS[name] if name in METHODS else tsb(name, PUBLISHED[name])
+                if name in TIMED and "timestamp" not in table.columns:
+                    continue
+                if name in TIMED:
+                    method = timed(TIMED[name], table["timestamp"])
+                else:
+                    method = METHODS[name] if name in METHODS else tsb(name, PUBLISHED[name])
                 started = time.process_time()
                 score = np.asarray(method(x[:train].copy(), test.copy(), seed), float)
                 seconds = time.process_time() - started

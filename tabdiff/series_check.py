@@ -24,7 +24,7 @@ _EXPLAINED = 0.9  # share of the variance that its components keep
 _FEWEST_VALUES = 10  # a sensor with fewer different values is a switch; there is no drift or noise in it
 _FARTHEST = 20.0
 
-Judge = Callable[[pl.DataFrame], tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "k c"]]]
+Judge = Callable[[pl.DataFrame, int], tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "k c"]]]
 
 
 class WindowedPca:
@@ -68,7 +68,7 @@ def plant_and_look(
     recording: Recording,
     schema: Schema,
     judge: Judge,
-    control: Callable[[pl.DataFrame], Float64[np.ndarray, " k"]],
+    control: Callable[[pl.DataFrame, int], Float64[np.ndarray, " k"]],
     *,
     deviation: Mapping[str, float],
     window: int,
@@ -79,7 +79,7 @@ def plant_and_look(
 
     Args:
         recording: held-out normal time.
-        judge: scores and contributions of a frame of sensors.
+        judge: scores and contributions of a frame of sensors that begins at that place of the recording.
         control: scores of the control.
         deviation: of each number in all of normal time.
         window: places that a fault may touch on either side.
@@ -88,7 +88,7 @@ def plant_and_look(
     sensors = movable(frame, schema)
     if not sensors or frame.height < 2 * window:
         return []
-    usual, usual_control = float(np.nanmax(judge(frame)[0])), float(control(frame).max())
+    usual, usual_control = float(np.nanmax(judge(frame, 0)[0])), float(control(frame, 0).max())
     found = []
     for kind in KINDS:
         for _ in range(each):
@@ -98,7 +98,7 @@ def plant_and_look(
             broken = frame.with_columns(pl.Series(sensor, plant.apply(values, deviation[sensor], rng)))
             begin, end = max(0, plant.start - 2 * window), plant.start + plant.length + 2 * window
             part = broken[begin:end]
-            score, contributions = judge(part)
+            score, contributions = judge(part, begin)
             touched = slice(max(0, plant.start - begin - window // 2), plant.start - begin + plant.length + window // 2)
             near = np.nan_to_num(score[touched], nan=-np.inf)
             peak = int(near.argmax()) + touched.start
@@ -109,7 +109,7 @@ def plant_and_look(
                     sensor,
                     bool(near.max() > usual),
                     columns[int((contributions[peak] * np.sign(score[peak])).argmax())] == sensor,
-                    bool(control(part)[touched].max() > usual_control),
+                    bool(control(part, begin)[touched].max() > usual_control),
                 )
             )
     return found
