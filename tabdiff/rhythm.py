@@ -248,7 +248,7 @@ class _Calendar:
             )
         if count < _FEWEST:
             raise ConfigError(
-                f"series.calendar={term} needs at least {_FEWEST} {_CYCLE[term]}s; there is {count}. Leave it out, or give more rows."
+                f"series.calendar={term} needs at least {_FEWEST} {_CYCLE[term]}s, at least half recorded; there are {count}. Leave it out, or give more rows."
             )
         return True
 

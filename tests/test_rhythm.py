@@ -121,7 +121,7 @@ def test_what_is_asked_for_is_taken_or_refused() -> None:
     frame = plant(30)
     rhythm = find_rhythm(clock(), [readings(frame, "free")], ["hour"])
     assert rhythm.terms == ["hour"]
-    with pytest.raises(ConfigError, match="at least 2 years; there is 1"):
+    with pytest.raises(ConfigError, match="at least 2 years, at least half recorded; there are 0"):
         find_rhythm(clock(), [readings(frame, "free")], ["month"])
     with pytest.raises(ConfigError, match="interval is too long"):
         find_rhythm(Clock(24 * HOUR, 0), [readings(frame, "free")], ["hour"])
