@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64
 
 from tabdiff.calibration import Calibration
 from tabdiff.codec import Codec
@@ -35,6 +35,7 @@ _STRETCH = 4  # windows in a stretch that is held out
 _TURNS = 5  # parts of time that are held out in turn ...
 _TURNS_BELOW = 50_000  # ... below so many places; above, one part is enough
 _THINNED = 4  # of so many neighbouring places one says what evidence is usual
+_LEAST_SCATTER = 0.1  # of logarithms: of few held-out windows some are alike by chance
 _PLANTS = 4  # faults of each kind
 MOST_WINDOWS = 8192  # that programs are fitted to; drawn at random
 
@@ -162,9 +163,12 @@ def calibrate(
                 if any(each.judged.any() for each in parts):
                     found.append((parts, track.x[part], expectation))
                     raw = expectation.raw(track.x[part])
-                    usual.append(expectation.evidence(raw, np.arange(0, len(raw), _THINNED)))
+                    evidence = expectation.evidence(raw, np.arange(0, len(raw), _THINNED))
+                    usual.append(np.log(_over_windows(evidence, window // _THINNED) + 1e-9))
         if usual:
-            expectation.usual = np.concatenate(usual).mean(axis=0) + 1e-9
+            logs = np.concatenate(usual)
+            expectation.usual = np.exp(logs.mean(axis=0))
+            expectation.scatter = logs.std(axis=0) + _LEAST_SCATTER
     if not found:
         raise SchemaError(
             [
@@ -186,10 +190,20 @@ def calibrate(
     normal = np.sort(np.concatenate(scores))
     blocks = np.sort([each[i : i + window].max() for each in scores for i in range(0, len(each), window)])
     calibration = replace(calibration, normal=tuple(normal.tolist()))
-    usually = np.mean([expectation.usual for expectation in {id(each): each for _, _, each in found}.values()], axis=0)
-    stored = {**calibration.to_json(), "blocks": blocks.tolist(), "usual": usually.tolist()}
+    every = list({id(each): each for _, _, each in found}.values())
+    stored = {**calibration.to_json(), "blocks": blocks.tolist()}
+    stored["usual"] = np.exp(np.mean([np.log(each.usual) for each in every], axis=0)).tolist()
+    stored["scatter"] = np.mean([each.scatter for each in every], axis=0).tolist()
     planted = _plant(recordings, schema, calibration, trial, spans, window, seed)
     return stored, planted
+
+
+def _over_windows(evidence: Float64[np.ndarray, "k c"], length: int) -> Float64[np.ndarray, "k c"]:
+    """Means over the places around each."""
+    total = np.pad(np.cumsum(evidence, axis=0), ((1, 0), (0, 0)))
+    places = np.arange(len(evidence))
+    begin, end = np.maximum(places - length // 2, 0), np.minimum(places + length // 2 + 1, len(evidence))
+    return np.asarray((total[end] - total[begin]) / (end - begin)[:, None])
 
 
 def _plant(
@@ -221,11 +235,21 @@ def _plant(
         parts = [scorer.push(track.x, track.present, track.recorded), scorer.finish()]
         return judge_places(calibration, expectation, parts, track.x, window, unusual_below=1.0)
 
+    def findable(broken: pl.DataFrame, frame: pl.DataFrame) -> bool:
+        normal = expectation.raw(encoded(frame, 0).x)
+        change = expectation.raw(encoded(broken, 0).x) - normal
+        rows = np.flatnonzero(np.abs(change).max(axis=1) > 0)
+        if not len(rows) or len(normal) < expectation.steps:
+            return False
+        with_it, without = expectation.surprise(change[rows[0] : rows[-1] + 1], normal, int(rows[0]))
+        return bool(with_it > without)
+
     found = plant_and_look(
         recording,
         schema,
         judge,
         lambda frame, begin: control.score(encoded(frame, begin).x[:, raw]),
+        findable,
         deviation=deviations(recordings, schema),
         window=window,
         each=_PLANTS,

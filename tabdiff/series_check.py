@@ -55,6 +55,7 @@ class Found:
         found: it scores above everything in the same time without it.
         first: the sensor is the first that the peak of its score names.
         control: windowed principal components find it, by the same rule.
+        findable: so does a matched filter that knows the fault; what it does not find nobody can be asked to.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Found:
     found: bool
     first: bool
     control: bool
+    findable: bool
 
 
 def plant_and_look(
@@ -69,6 +71,7 @@ def plant_and_look(
     schema: Schema,
     judge: Judge,
     control: Callable[[pl.DataFrame, int], Float64[np.ndarray, " k"]],
+    findable: Callable[[pl.DataFrame, pl.DataFrame], bool],
     *,
     deviation: Mapping[str, float],
     window: int,
@@ -81,6 +84,7 @@ def plant_and_look(
         recording: held-out normal time.
         judge: scores and contributions of a frame of sensors that begins at that place of the recording.
         control: scores of the control.
+        findable: whether the fault can be found in the first of two frames by who knows the second, which has none.
         deviation: of each number in all of normal time.
         window: places that a fault may touch on either side.
     """
@@ -110,6 +114,7 @@ def plant_and_look(
                     bool(near.max() > usual),
                     columns[int((contributions[peak] * np.sign(score[peak])).argmax())] == sensor,
                     bool(control(part, begin)[touched].max() > usual_control),
+                    findable(broken, frame),
                 )
             )
     return found
@@ -131,12 +136,20 @@ def summary(found: Sequence[Found]) -> dict[str, Any]:
         kinds[kind] = {
             "found": float(np.mean([each.found for each in mine])),
             "control": float(np.mean([each.control for each in mine])),
+            "findable": float(np.mean([each.findable for each in mine])),
+            "sensor_first": _share([each.first for each in mine if each.found]),
         }
-    named = [each.first for each in found if each.found]
     return {
         "planted": len(found),
         "found": float(np.mean([each.found for each in found])),
         "control": float(np.mean([each.control for each in found])),
-        "sensor_first": float(np.mean(named)) if named else None,
+        "findable": float(np.mean([each.findable for each in found])),
+        "found_of_findable": _share([each.found for each in found if each.findable]),
+        "sensor_first": _share([each.first for each in found if each.found]),
+        "sensor_first_of_findable": _share([each.first for each in found if each.found and each.findable]),
         "kinds": kinds,
     }
+
+
+def _share(facts: Sequence[bool]) -> float | None:
+    return float(np.mean(facts)) if facts else None

@@ -64,7 +64,9 @@ class SeriesModel(SeriesDrawing):
         self.window = int(described["window"])
         self.spans = tuple(Span(**span) for span in described["spans"])
         self.blocks = np.asarray(bundle.calibration["blocks"])
-        self.expectation = Expectation(bundle.codec, bundle.tensors, self.spans, bundle.calibration["usual"])
+        self.expectation = Expectation(
+            bundle.codec, bundle.tensors, self.spans, bundle.calibration["usual"], bundle.calibration.get("scatter")
+        )
         self.results = Results(self.plan, self.calibration, self.blocks, self.expectation, described, runtime.provider)
 
     @property
