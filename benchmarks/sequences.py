@@ -193,22 +193,23 @@ def as_windows(frame: pl.DataFrame, data: Data) -> np.ndarray:
     return values.reshape(-1, data.length, len(data.channels))
 
 
-def judge_windows(data: Data, seeds: list[int], steps: int, train: dict[str, object]) -> None:
+def judge_windows(data: Data, options: argparse.Namespace, train: dict[str, object]) -> None:
+    seeds, steps, most = options.seeds, options.steps, options.count
     real, parts = data.windows(~data.held)
     unseen, _ = data.windows(data.held)
     rows: dict[str, list[list[float]]] = {}
     for seed in seeds:
         rng = np.random.default_rng(seed)
-        some = np.sort(rng.permutation(len(real))[:MOST])
+        some = np.sort(rng.permutation(len(real))[:most])
         fakes = {
-            "held-out windows": (unseen[rng.permutation(len(unseen))[:MOST]], 0.0, 0.0),
-            "bootstrap of training windows": (real[rng.integers(0, len(real), MOST)], 0.0, 0.0),
+            "held-out windows": (unseen[rng.permutation(len(unseen))[:most]], 0.0, 0.0),
+            "bootstrap of training windows": (real[rng.integers(0, len(real), most)], 0.0, 0.0),
         }
-        for name, options in (("linear", NOTHING_LEARNED), ("tabdiff", train)):
+        for name, given in (("linear", NOTHING_LEARNED), ("tabdiff", train))[options.alone :]:
             started = time.process_time()
-            model = data.fit(seed, options)
+            model = data.fit(seed, given)
             fitted = time.process_time()
-            drawn = as_windows(model.sample(windows=MOST, seed=seed, steps=steps), data)
+            drawn = as_windows(model.sample(windows=most, seed=seed, steps=steps), data)
             fakes[f"{name}, {steps} calls"] = (drawn, fitted - started, time.process_time() - fitted)
             print(f"# {name} seed {seed}: {model.bundle.model['report']}", flush=True)
         low, high = real.min((0, 1)), real.max((0, 1))
@@ -345,6 +346,8 @@ def main() -> None:
     parser.add_argument("--time", default="t")
     parser.add_argument("--entity")
     parser.add_argument("--calendar", default="auto", choices=["auto", "none"])
+    parser.add_argument("--count", type=int, default=MOST, help="windows drawn")
+    parser.add_argument("--alone", action="store_true", help="without the linear model beside it")
     parser.add_argument("--rows", type=int, help="the first so many only")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -353,7 +356,7 @@ def main() -> None:
     train = NOTHING_LEARNED if options.linear else train
     print(f"{options.data.stem}: {data.frame.height} rows, {len(data.channels)} channels, seeds {options.seeds}")
     if "windows" in options.parts:
-        judge_windows(data, options.seeds, options.steps, train)
+        judge_windows(data, options, train)
     for seed in options.seeds:
         if "long" in options.parts:
             judge_long(data, seed, options.steps, train)

@@ -54,7 +54,7 @@ def alarms(flagged: np.ndarray) -> list[tuple[int, int]]:
     return found
 
 
-def judged(flagged: np.ndarray, label: np.ndarray) -> dict[str, float]:
+def judged(flagged: np.ndarray, label: np.ndarray) -> dict[str, float | None]:
     stretches = runs_of(label.astype(bool))
     around = label.astype(bool)
     for start, end in stretches:
@@ -64,7 +64,7 @@ def judged(flagged: np.ndarray, label: np.ndarray) -> dict[str, float]:
     return {
         "stretches": len(stretches),
         "found": len(delays),
-        "delay": float(np.median(delays)) if delays else float("nan"),
+        "delay": float(np.median(delays)) if delays else None,
         "false": false,
         "normal": int((~around).sum()),
     }
@@ -100,6 +100,8 @@ def main() -> None:
             table = pl.read_parquet(options.data / row["path"])
             x = table.select([name for name in table.columns if name not in NOT_SENSORS]).to_numpy().astype(np.float64)
             label, train = table["label"].to_numpy().astype(int)[int(row["train"]) :], int(row["train"])
+            if train == len(x):
+                continue
             minutes = MINUTES.get(row["family"])
             if "timestamp" in table.columns and row["family"] == "nab":
                 minutes = table["timestamp"].diff().median().total_seconds() / 60
@@ -129,7 +131,9 @@ def main() -> None:
             pl.col("delay").median().alias("delay, places"),
             (pl.col("delay") * pl.col("minutes") / 60).median().round(2).alias("delay, hours"),
             (1000 * pl.col("false").sum() / pl.col("normal").sum()).round(2).alias("false in 1000 places"),
-            (pl.col("false").sum() / (pl.col("normal") / day).sum()).round(2).alias("false a day"),
+            pl.when(pl.col("minutes").is_not_null().all())
+            .then((pl.col("false").sum() / (pl.col("normal") / day).sum()).round(2))
+            .alias("false a day"),
         )
     )
 

@@ -221,3 +221,19 @@ def test_a_forecast_knows_the_weekend(model: SeriesModel) -> None:
     power = dict(noon.iter_rows())
     assert power[1] - power[6] > 2
     assert power[1] - power[7] > 2
+
+
+def test_gaps_are_filled_by_the_calendar_too() -> None:
+    rng = np.random.default_rng(1)
+    frame = plant(60, width=0.02).with_columns(pl.Series("free", rng.normal(size=1440)))
+    fitted_once = fitted(frame)
+    hidden = pl.Series(np.isin(np.arange(1440) // 24, [20, 33, 41]))
+    holed = frame.with_columns(
+        pl.when(hidden).then(None).otherwise("power").alias("power"),
+        pl.when(hidden).then(None).otherwise("heat").alias("heat"),
+    )
+    reports = []
+    filled = fitted_once.impute(holed, draws=5, on_report=reports.append)
+    errors = reports[0]["power"].errors
+    assert errors["calendar"] < 0.3 * errors["linear"]
+    assert (filled["power"] - frame["power"]).filter(hidden).abs().mean() < 0.4
