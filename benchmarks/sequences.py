@@ -38,6 +38,7 @@ from sklearn.impute import KNNImputer
 from ts2vec import codes, frechet, train_encoder
 
 import tabdiff
+from tabdiff.fillings import linear_filling
 from tabdiff.sources import load
 
 STRETCH = 10  # windows
@@ -293,14 +294,13 @@ def judge_imputation(data: Data, seed: int, steps: int, train: dict[str, object]
         offset = start + rng.integers(0, length // 2 + 1)
         blocks[offset : offset + length // 2, some] = True
     print("\n| hidden | method | MAE | CRPS | coverage of 90 % | CPU-s |\n|---|---|---|---|---|---|")
-    for kind, mask in (("random cells", random), ("blocks", blocks)):
+    for kind, mask in (("random cells", random & ~np.isnan(truth)), ("blocks", blocks & ~np.isnan(truth))):
         holed = rest.with_columns(
             pl.Series(c, np.where(mask[:, i], np.nan, rest[c].cast(pl.Float64).to_numpy())).fill_nan(None)
             for i, c in enumerate(data.channels)
         )
         z = np.where(mask, np.nan, truth)
-        places = np.arange(len(z))
-        linear = np.stack([np.interp(places, places[~np.isnan(y)], y[~np.isnan(y)]) for y in z.T], axis=1)
+        linear = linear_filling(z)
         whole = len(z) // length * length
         flat = z[:whole].reshape(-1, length * z.shape[1])
         donors = past[: len(past) // length * length].reshape(-1, length * z.shape[1])

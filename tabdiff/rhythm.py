@@ -31,6 +31,7 @@ _CYCLE_LENGTH = {"hour": _DAY, "weekday": 7 * _DAY, "week": 7 * _DAY, "month": r
 _ENOUGH = {"hour": 7, "weekday": 4, "week": 4, "month": 3}
 _FEWEST = 2  # cycles for a term that is asked for
 _MOST_NODES = 96  # of a day
+_MOST_PLACES = 100_000  # that a profile is fitted to
 _FOLDS = 5
 _DOUBT = 2.5  # standard errors, and more for few cycles, that the gain in held-out cycles must lie above zero
 _LEAST_GAIN = {"mean": 0.01, "spread": 0.02}  # share of the variance within cycles; nats a place
@@ -217,29 +218,32 @@ def refit_rhythm(rhythm: Rhythm, recordings: Sequence[Readings]) -> Rhythm:
 
 @dataclass(frozen=True)
 class _Calendar:
-    """Places of all recordings, one after the other, on the calendar."""
+    """Places of all recordings, one after the other, on the calendar; of very many every so many-th."""
 
     clock: Clock
     recordings: Sequence[Readings]
+    stride: int
     local: pl.Series
     recording: Int[np.ndarray, " k"]
 
     @classmethod
     def of(cls, clock: Clock, recordings: Sequence[Readings]) -> _Calendar:
         lengths = [len(next(iter(each.values.values()))) if each.values else 0 for each in recordings]
-        places = [each.first + np.arange(length) for each, length in zip(recordings, lengths, strict=True)]
-        which = np.repeat(np.arange(len(recordings)), lengths)
-        return cls(clock, recordings, clock.local(np.concatenate(places)), which)
+        # Places that lie between the same nodes say nearly the same.
+        stride = max(1, min(_DAY // _MOST_NODES // clock.interval, sum(lengths) // _MOST_PLACES))
+        places = [each.first + np.arange(0, length, stride) for each, length in zip(recordings, lengths, strict=True)]
+        which = np.repeat(np.arange(len(recordings)), [len(each) for each in places])
+        return cls(clock, recordings, stride, clock.local(np.concatenate(places)), which)
 
     def gather(self, name: str) -> Float64[np.ndarray, " k"]:
-        return np.concatenate([each.values[name] for each in self.recordings])
+        return np.concatenate([each.values[name][:: self.stride] for each in self.recordings])
 
     def offers(self, term: Term, asked: Sequence[Term] | None) -> bool:
         """Whether there is enough time for a term."""
         if asked is not None and term not in asked:
             return False
         _, size = np.unique(self.clock.cycles(term, self.local), return_counts=True)
-        count = int((2 * size * self.clock.interval >= _CYCLE_LENGTH[term]).sum())
+        count = int((2 * size * self.stride * self.clock.interval >= _CYCLE_LENGTH[term]).sum())
         if asked is None:
             return self.clock.fits(term) and count >= _ENOUGH[term]
         if not self.clock.fits(term):
@@ -290,9 +294,10 @@ class _Calendar:
     def _visits(self, term: Any, seen: Int[np.ndarray, " n"]) -> _Visits:
         local = self.local.gather(seen)
         cycle = self.clock.cycles(term, local)
-        _, row = np.unique(np.stack([self.recording[seen], cycle]), axis=1, return_inverse=True)
         _, number = np.unique(cycle, return_inverse=True)
-        return _Visits(self.clock.weights(term, local), self.clock.nodes(term), row.ravel(), number.ravel())
+        number = number.ravel()
+        _, row = np.unique(self.recording[seen] * (int(number.max()) + 1) + number, return_inverse=True)
+        return _Visits(self.clock.weights(term, local), self.clock.nodes(term), row.ravel(), number)
 
 
 @dataclass(frozen=True)

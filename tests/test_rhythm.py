@@ -60,6 +60,11 @@ def model() -> SeriesModel:
     return fitted(plant(140))
 
 
+@pytest.fixture(scope="module")
+def blind() -> SeriesModel:
+    return fitted(plant(140), calendar="none")
+
+
 def test_the_first_place_is_that_of_the_first_stamp() -> None:
     assert clock().local(np.array([473_352]))[0] == MONDAY
 
@@ -156,7 +161,7 @@ def test_taken_out_and_put_back_is_as_it_was(model: SeriesModel) -> None:
     assert even["power"].std() < 0.7 * sensors["power"].std()
 
 
-def test_a_weekend_is_no_alert_and_a_pause_on_a_working_day_is_one(model: SeriesModel) -> None:
+def test_a_weekend_is_no_alert_and_a_pause_on_a_working_day_is_one(model: SeriesModel, blind: SeriesModel) -> None:
     frame = plant(21, seed=5, first=MONDAY + timedelta(days=140))
     assert model.score(frame, alerts_per_day=0.02).events.height == 0
     pause = (pl.col("at").dt.date() == datetime(2024, 5, 29).date()) & pl.col("at").dt.hour().is_between(8, 17)
@@ -167,9 +172,9 @@ def test_a_weekend_is_no_alert_and_a_pause_on_a_working_day_is_one(model: Series
     events = model.score(paused, alerts_per_day=0.02).events
     assert events.height == 1
     assert datetime(2024, 5, 29, 4) <= events["peak"][0] <= datetime(2024, 5, 30)
-    expected = model.score(paused).expected
+    expected = model.score(paused).expected  # with the calendar put back
     assert np.allclose(expected["power"].median(), paused["power"].median(), atol=1.0)
-    without = fitted(plant(140), calendar="none").score(paused, alerts_per_day=0.02).events
+    without = blind.score(paused, alerts_per_day=0.02).events
     assert without.filter(pl.col("start").dt.date() == datetime(2024, 5, 29).date()).height == 0
 
 
@@ -188,7 +193,7 @@ def test_a_stream_with_a_calendar_scores_as_the_whole(model: SeriesModel) -> Non
     assert np.allclose(streamed["score"], whole["score"], atol=1e-6)
 
 
-def test_a_long_series_keeps_the_week(model: SeriesModel) -> None:
+def test_a_long_series_keeps_the_week(model: SeriesModel, blind: SeriesModel) -> None:
     drawn = model.sample(length=24 * 70, seed=0)
     assert drawn["at"][0] == MONDAY + timedelta(days=140)
     real = plant(140)
@@ -198,7 +203,7 @@ def test_a_long_series_keeps_the_week(model: SeriesModel) -> None:
     for lag in (24, 48, 168):
         ours, theirs = (np.corrcoef(f["power"][:-lag], f["power"][lag:])[0, 1] for f in (drawn, real))
         assert abs(ours - theirs) < 0.12, lag
-    without = fitted(real, calendar="none").sample(length=24 * 70, seed=0)["power"]
+    without = blind.sample(length=24 * 70, seed=0)["power"]
     assert np.corrcoef(without[:-168], without[168:])[0, 1] < 0.4
 
 
@@ -237,3 +242,14 @@ def test_gaps_are_filled_by_the_calendar_too() -> None:
     errors = reports[0]["power"].errors
     assert errors["calendar"] < 0.3 * errors["linear"]
     assert (filled["power"] - frame["power"]).filter(hidden).abs().mean() < 0.4
+
+
+def test_a_very_long_recording_is_thinned() -> None:
+    rng = np.random.default_rng(0)
+    minutes = np.arange(250_000)
+    day = np.sin(2 * np.pi * minutes / 1440)
+    rhythm = find_rhythm(
+        Clock(60_000_000, 0), [Readings(0, {"x": day + rng.normal(size=len(day)), "y": rng.normal(size=len(day))})]
+    )
+    assert set(rhythm.profiles) == {"x"}
+    assert np.abs(rhythm.at(minutes[:1440])["x"][0] - day[:1440]).max() < 0.2
