@@ -100,10 +100,15 @@ def test_a_spread_that_follows_the_day_is_found() -> None:
     assert 2.5 < spread.max() / spread.min() < 6  # exp(1.4) = 4.06
 
 
-def test_a_few_days_and_counted_steps_have_no_calendar() -> None:
-    assert not fitted(plant(3), window=8).plan.rhythm.terms
-    steps = plant(20).with_columns(at=pl.int_range(24 * 20))
-    assert not fitted(steps).plan.rhythm.terms
+def test_a_few_days_have_no_calendar() -> None:
+    rng = np.random.default_rng(0)
+    daily = np.sin(2 * np.pi * np.arange(24 * 9) / 24) + 0.3 * rng.normal(size=24 * 9)
+    assert find_rhythm(clock(), [Readings(0, {"x": daily[: 24 * 6]})]).terms == []
+    assert find_rhythm(clock(), [Readings(0, {"x": daily})]).terms == ["hour"]
+
+
+def test_counted_steps_have_no_calendar() -> None:
+    assert not fitted(plant(9).with_columns(at=pl.int_range(24 * 9)), window=8).plan.rhythm.terms
 
 
 def test_months_need_years() -> None:
