@@ -180,6 +180,11 @@ class SeriesConfig(_Options):
     normalise: Literal["together", "entity"] = Field(
         "together", description="numbers in units of all recordings, or of each entity's own"
     )
+    calendar: Literal["none", "auto"] | tuple[Literal["hour", "weekday", "month"], ...] = Field(
+        "auto",
+        description="what is normal depends on the clock: terms that held-out days and weeks show to help (auto), none, or named "
+        'ones, as in ["hour", "weekday"]; counted steps have no calendar',
+    )
     count: int = Field(1, ge=1, description="flags that open an event ...")
     within: int = Field(8, ge=1, description="... among so many places; as many quiet ones end it")
     cool_down: int = Field(0, ge=0, description="places after an event in which flags still belong to it")

@@ -32,6 +32,7 @@ class Expectation:
         tensors: of the bundle.
         spans: of the scoring program; the longest that is not averaged is used.
         usual: (C,) evidence for each sensor in held-out normal time; some are unruly by nature.
+        scatter: (C,) standard deviation of the logarithm of its mean over a window; None in models of earlier versions.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class Expectation:
         tensors: Mapping[str, np.ndarray],
         spans: Sequence[Span],
         usual: Sequence[float] | None = None,
+        scatter: Sequence[float] | None = None,
     ) -> None:
         self.codec = codec
         self.usual = np.ones(len(codec.columns)) if usual is None else np.asarray(usual, dtype=np.float64)
+        self.scatter = None if scatter is None else np.asarray(scatter, dtype=np.float64)
         span = [span for span in spans if span.pool == 1][-1]
         self.steps = span.length
         prefix = f"score.windows.{span.name}"
@@ -112,6 +115,41 @@ class Expectation:
                 part = pull[:, owner == column]
                 found[some, column] = np.einsum("ns,st,nt->n", part, inverse, part, optimize=True)
         return np.maximum(found, 0.0) / self.usual
+
+    def weigh(self, evidence: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
+        """What the mean evidence of windows says against each sensor: how many of its own deviations it lies above normal, squared.
+
+        Three times the usual evidence is much for a sensor whose evidence hardly changes, and little for one that is now calm, now
+        restless.
+        """
+        if self.scatter is None:
+            return evidence
+        return np.asarray(np.maximum(np.log(evidence + 1e-12) / self.scatter, 0.0) ** 2)
+
+    def surprise(
+        self, fault: Float64[np.ndarray, "l r"], normal: Float64[np.ndarray, "k r"], place: int
+    ) -> tuple[float, float]:
+        """What a matched filter of this very fault gives where it was added to normal time, and at most without it.
+
+        The filter is the precision times the difference that the fault makes: the best detector there is of a known shape in
+        Gaussian noise, which no detector that must do without the shape can pass.
+
+        Args:
+            fault: what was added to L places.
+            normal: without it; the fault begins at `place`.
+        """
+        steps, length = self.steps, len(fault)
+        around = np.zeros((length + 2 * steps, self.width))
+        around[steps : steps + length] = fault
+        middle = slice((steps // 2) * self.width, (steps // 2 + 1) * self.width)
+        # What neighbours lead to expect is affine: of the difference it is that of the difference, less that of nothing.
+        left = around - (self.given_neighbours(around) - self.given_neighbours(np.zeros_like(around)))
+        matched = left @ self._precision[middle, middle]
+        padded = np.pad(normal, ((steps, steps), (0, 0)), mode="edge")
+        without = np.zeros(len(padded) - len(matched) + 1)
+        for slot in np.flatnonzero(np.abs(matched).max(axis=0) > 0):
+            without += np.correlate(padded[:, slot], matched[:, slot], "valid")
+        return float(without[place] + (matched * around).sum()), float(without.max())
 
     @cached_property
     def _parts(self) -> tuple[int, Any, Any, list[Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64
 
 from tabdiff.calibration import Calibration
 from tabdiff.codec import Codec
@@ -23,6 +23,7 @@ from tabdiff.nn.assemble import build_denoiser, build_window_score
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.programs import Step
 from tabdiff.nn.runtime import TorchRuntime
+from tabdiff.rhythm import Readings, refit_rhythm
 from tabdiff.schema import Schema
 from tabdiff.series import Recording
 from tabdiff.series_check import WindowedPca, plant_and_look, summary
@@ -34,6 +35,7 @@ _STRETCH = 4  # windows in a stretch that is held out
 _TURNS = 5  # parts of time that are held out in turn ...
 _TURNS_BELOW = 50_000  # ... below so many places; above, one part is enough
 _THINNED = 4  # of so many neighbouring places one says what evidence is usual
+_LEAST_SCATTER = 0.1  # of logarithms: of few held-out windows some are alike by chance
 _PLANTS = 4  # faults of each kind
 MOST_WINDOWS = 8192  # that programs are fitted to; drawn at random
 
@@ -65,11 +67,38 @@ class Fold:
         return x, seen
 
 
-def fit_codec(plan: Plan, recordings: Sequence[Recording], schema: Schema, data: DataConfig) -> Codec:
-    """The codec of recordings without gaps, in the units of their entities."""
+def fit_codec(
+    plan: Plan,
+    recordings: Sequence[Recording],
+    schema: Schema,
+    data: DataConfig,
+    keep: Sequence[Bool[np.ndarray, " k"]] | None = None,
+) -> Codec:
+    """The codec of recordings without gaps, in the units of their entities; of the places that are kept."""
     names = [column.name for column in schema.modelled]
-    frames = [plan.normalised(plan.filled(each.frame.select(names), plan.start), each.entity) for each in recordings]
+    frames = []
+    for index, each in enumerate(recordings):
+        frame = plan.timeless(each.frame.select(names), each.entity, each.first + np.arange(each.frame.height))
+        if keep is not None:
+            frame = frame.filter(pl.Series(keep[index]))
+        if frame.height:
+            frames.append(plan.normalised(plan.filled(frame, plan.start), each.entity))
     return Codec.fit(pl.concat(frames, how="vertical_relaxed"), schema, data)
+
+
+def readings_of(
+    plan: Plan, recordings: Sequence[Recording], schema: Schema, keep: Sequence[Bool[np.ndarray, " k"]] | None = None
+) -> list[Readings]:
+    """Numbers in the units of their entities, as the search for a rhythm reads them."""
+    names = [column.name for column in schema.modelled if column.kind in (Kind.CONTINUOUS, Kind.INTEGER)]
+    found = []
+    for index, each in enumerate(recordings):
+        frame = plan.normalised(each.frame.select(names), each.entity)
+        values = {name: frame[name].cast(pl.Float64).fill_null(np.nan).to_numpy().copy() for name in names}
+        if keep is not None:
+            values = {name: np.where(keep[index], x, np.nan) for name, x in values.items()}
+        found.append(Readings(each.first, values))
+    return found
 
 
 def folds_of(recordings: Sequence[Recording], window: int) -> list[list[Bool[np.ndarray, " k"]]]:
@@ -106,9 +135,13 @@ def calibrate(
     """
     found: list[Any] = []
     trial: Any = None
+    whole = plan
     for held in folds:
-        rest = [_only(recording, ~mine) for recording, mine in zip(recordings, held, strict=True) if not mine.all()]
-        codec = fit_codec(plan, rest, schema, data)
+        rest = [~mine for mine in held]
+        if not any(mine.any() for mine in rest):
+            continue
+        plan = replace(whole, rhythm=refit_rhythm(whole.rhythm, readings_of(whole, recordings, schema, rest)))
+        codec = fit_codec(plan, recordings, schema, data, rest)
         tracks = [plan.encode(recording, codec) for recording in recordings]
         fold = Fold(tracks, held)
         windows, _ = fold.windows(window, MOST_WINDOWS, seed)
@@ -119,7 +152,7 @@ def calibrate(
         usual: list[Any] = []
         tensors = {f"score.{name}": value.numpy() for name, value in score.state_dict().items()}
         expectation = Expectation(codec, tensors, spans)
-        trial = trial or (codec, runtime, expectation, windows, held)
+        trial = trial or (plan, codec, runtime, expectation, windows, held)
         for track, mine in zip(tracks, held, strict=True):
             for start, end in runs_of(mine):
                 if end - start < window:
@@ -130,9 +163,12 @@ def calibrate(
                 if any(each.judged.any() for each in parts):
                     found.append((parts, track.x[part], expectation))
                     raw = expectation.raw(track.x[part])
-                    usual.append(expectation.evidence(raw, np.arange(0, len(raw), _THINNED)))
+                    evidence = expectation.evidence(raw, np.arange(0, len(raw), _THINNED))
+                    usual.append(np.log(_over_windows(evidence, window // _THINNED) + 1e-9))
         if usual:
-            expectation.usual = np.concatenate(usual).mean(axis=0) + 1e-9
+            logs = np.concatenate(usual)
+            expectation.usual = np.exp(logs.mean(axis=0))
+            expectation.scatter = logs.std(axis=0) + _LEAST_SCATTER
     if not found:
         raise SchemaError(
             [
@@ -154,14 +190,23 @@ def calibrate(
     normal = np.sort(np.concatenate(scores))
     blocks = np.sort([each[i : i + window].max() for each in scores for i in range(0, len(each), window)])
     calibration = replace(calibration, normal=tuple(normal.tolist()))
-    usually = np.mean([expectation.usual for expectation in {id(each): each for _, _, each in found}.values()], axis=0)
-    stored = {**calibration.to_json(), "blocks": blocks.tolist(), "usual": usually.tolist()}
-    planted = _plant(plan, recordings, schema, calibration, trial, spans, window, seed)
+    every = list({id(each): each for _, _, each in found}.values())
+    stored = {**calibration.to_json(), "blocks": blocks.tolist()}
+    stored["usual"] = np.exp(np.mean([np.log(each.usual) for each in every], axis=0)).tolist()
+    stored["scatter"] = np.mean([each.scatter for each in every], axis=0).tolist()
+    planted = _plant(recordings, schema, calibration, trial, spans, window, seed)
     return stored, planted
 
 
+def _over_windows(evidence: Float64[np.ndarray, "k c"], length: int) -> Float64[np.ndarray, "k c"]:
+    """Means over the places around each."""
+    total = np.pad(np.cumsum(evidence, axis=0), ((1, 0), (0, 0)))
+    places = np.arange(len(evidence))
+    begin, end = np.maximum(places - length // 2, 0), np.minimum(places + length // 2 + 1, len(evidence))
+    return np.asarray((total[end] - total[begin]) / (end - begin)[:, None])
+
+
 def _plant(
-    plan: Plan,
     recordings: Sequence[Recording],
     schema: Schema,
     calibration: Calibration,
@@ -171,29 +216,40 @@ def _plant(
     seed: int,
 ) -> dict[str, Any]:
     """Faults planted into the longest stretch that the first fold held out, for the model of the rest and for the control."""
-    codec, runtime, expectation, windows, held = trial
+    plan, codec, runtime, expectation, windows, held = trial
     raw = codec.layout.view("raw")
     control = WindowedPca(windows[..., raw])
     runs = [(end - start, index, start, end) for index, mine in enumerate(held) for start, end in runs_of(mine)]
     _, index, start, end = max(runs)
-    recording = _only(recordings[index], np.isin(np.arange(len(held[index])), np.arange(start, end)))
+    recording = _part(recordings[index], start, end)
 
-    def encoded(frame: pl.DataFrame) -> Track:
+    def encoded(frame: pl.DataFrame, begin: int) -> Track:
         places = np.ones(frame.height, dtype=bool)
-        part = Recording(recording.entity, 0, frame, places, recording.rows, recording.places)
-        return plan.encode(part, codec)
+        part = Recording(recording.entity, recording.first + begin, frame, places, recording.rows, recording.places)
+        track: Track = plan.encode(part, codec)
+        return track
 
-    def judge(frame: pl.DataFrame) -> tuple[Any, Any]:
-        track = encoded(frame)
+    def judge(frame: pl.DataFrame, begin: int) -> tuple[Any, Any]:
+        track = encoded(frame, begin)
         scorer = TrackScorer(runtime, spans, window, len(codec.columns), 0)
         parts = [scorer.push(track.x, track.present, track.recorded), scorer.finish()]
         return judge_places(calibration, expectation, parts, track.x, window, unusual_below=1.0)
+
+    def findable(broken: pl.DataFrame, frame: pl.DataFrame) -> bool:
+        normal = expectation.raw(encoded(frame, 0).x)
+        change = expectation.raw(encoded(broken, 0).x) - normal
+        rows = np.flatnonzero(np.abs(change).max(axis=1) > 0)
+        if not len(rows) or len(normal) < expectation.steps:
+            return False
+        with_it, without = expectation.surprise(change[rows[0] : rows[-1] + 1], normal, int(rows[0]))
+        return bool(with_it > without)
 
     found = plant_and_look(
         recording,
         schema,
         judge,
-        lambda frame: control.score(encoded(frame).x[:, raw]),
+        lambda frame, begin: control.score(encoded(frame, begin).x[:, raw]),
+        findable,
         deviation=deviations(recordings, schema),
         window=window,
         each=_PLANTS,
@@ -209,12 +265,12 @@ def deviations(recordings: Sequence[Recording], schema: Schema) -> dict[str, flo
     return {name: float(frame[name].drop_nulls().cast(pl.Float64).to_numpy().std()) for name in numbers}
 
 
-def _only(recording: Recording, keep: Bool[np.ndarray, " k"]) -> Recording:
+def _part(recording: Recording, start: int, end: int) -> Recording:
     return Recording(
         recording.entity,
-        recording.first,
-        recording.frame.filter(pl.Series(keep)),
-        recording.recorded[keep],
+        recording.first + start,
+        recording.frame[start:end],
+        recording.recorded[start:end],
         recording.rows[:0],
         recording.places[:0],
     )

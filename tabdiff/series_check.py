@@ -24,7 +24,7 @@ _EXPLAINED = 0.9  # share of the variance that its components keep
 _FEWEST_VALUES = 10  # a sensor with fewer different values is a switch; there is no drift or noise in it
 _FARTHEST = 20.0
 
-Judge = Callable[[pl.DataFrame], tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "k c"]]]
+Judge = Callable[[pl.DataFrame, int], tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "k c"]]]
 
 
 class WindowedPca:
@@ -55,6 +55,7 @@ class Found:
         found: it scores above everything in the same time without it.
         first: the sensor is the first that the peak of its score names.
         control: windowed principal components find it, by the same rule.
+        findable: so does a matched filter that knows the fault; what it does not find nobody can be asked to.
     """
 
     kind: str
@@ -62,13 +63,15 @@ class Found:
     found: bool
     first: bool
     control: bool
+    findable: bool
 
 
 def plant_and_look(
     recording: Recording,
     schema: Schema,
     judge: Judge,
-    control: Callable[[pl.DataFrame], Float64[np.ndarray, " k"]],
+    control: Callable[[pl.DataFrame, int], Float64[np.ndarray, " k"]],
+    findable: Callable[[pl.DataFrame, pl.DataFrame], bool],
     *,
     deviation: Mapping[str, float],
     window: int,
@@ -79,8 +82,9 @@ def plant_and_look(
 
     Args:
         recording: held-out normal time.
-        judge: scores and contributions of a frame of sensors.
+        judge: scores and contributions of a frame of sensors that begins at that place of the recording.
         control: scores of the control.
+        findable: whether the fault can be found in the first of two frames by who knows the second, which has none.
         deviation: of each number in all of normal time.
         window: places that a fault may touch on either side.
     """
@@ -88,7 +92,7 @@ def plant_and_look(
     sensors = movable(frame, schema)
     if not sensors or frame.height < 2 * window:
         return []
-    usual, usual_control = float(np.nanmax(judge(frame)[0])), float(control(frame).max())
+    usual, usual_control = float(np.nanmax(judge(frame, 0)[0])), float(control(frame, 0).max())
     found = []
     for kind in KINDS:
         for _ in range(each):
@@ -98,7 +102,7 @@ def plant_and_look(
             broken = frame.with_columns(pl.Series(sensor, plant.apply(values, deviation[sensor], rng)))
             begin, end = max(0, plant.start - 2 * window), plant.start + plant.length + 2 * window
             part = broken[begin:end]
-            score, contributions = judge(part)
+            score, contributions = judge(part, begin)
             touched = slice(max(0, plant.start - begin - window // 2), plant.start - begin + plant.length + window // 2)
             near = np.nan_to_num(score[touched], nan=-np.inf)
             peak = int(near.argmax()) + touched.start
@@ -109,7 +113,8 @@ def plant_and_look(
                     sensor,
                     bool(near.max() > usual),
                     columns[int((contributions[peak] * np.sign(score[peak])).argmax())] == sensor,
-                    bool(control(part)[touched].max() > usual_control),
+                    bool(control(part, begin)[touched].max() > usual_control),
+                    findable(broken, frame),
                 )
             )
     return found
@@ -131,12 +136,20 @@ def summary(found: Sequence[Found]) -> dict[str, Any]:
         kinds[kind] = {
             "found": float(np.mean([each.found for each in mine])),
             "control": float(np.mean([each.control for each in mine])),
+            "findable": float(np.mean([each.findable for each in mine])),
+            "sensor_first": _share([each.first for each in mine if each.found]),
         }
-    named = [each.first for each in found if each.found]
     return {
         "planted": len(found),
         "found": float(np.mean([each.found for each in found])),
         "control": float(np.mean([each.control for each in found])),
-        "sensor_first": float(np.mean(named)) if named else None,
+        "findable": float(np.mean([each.findable for each in found])),
+        "found_of_findable": _share([each.found for each in found if each.findable]),
+        "sensor_first": _share([each.first for each in found if each.found]),
+        "sensor_first_of_findable": _share([each.first for each in found if each.found and each.findable]),
         "kinds": kinds,
     }
+
+
+def _share(facts: Sequence[bool]) -> float | None:
+    return float(np.mean(facts)) if facts else None

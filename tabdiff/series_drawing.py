@@ -57,7 +57,8 @@ class SeriesDrawing:
             given: rows that are known, in the form of the training table: a beginning, or other sensors (a null cell and an absent
                 column are open). They come back with all open cells drawn.
             entity: whose units the series have; if not given, entities take turns. Not with `given`, whose rows say so.
-            start: the first time; if not given, the place after the training table. Not with `given`.
+            start: the first time; if not given, the place after the training table, and for each of `windows` a place in training
+                time where the calendar matters. Not with `given`.
             seed: the same seed gives the same series; a series does not depend on how many are drawn.
             steps: noise levels visited, which is how often the denoiser is called.
 
@@ -75,8 +76,13 @@ class SeriesDrawing:
             count = windows if windows is not None else series
             places = length if length is not None else self.drawn_window
             first, entities = self._first(start), checked_entity(self.plan, entity)
+            among = 1
+            if windows is not None and start is None and self.plan.rhythm.terms:
+                # Windows of all hours and days that training had, as training windows are.
+                among = max(1, int(self.bundle.model["series"]["places"]) - places)
+                first = int(self.bundle.model["series"]["first"])
             canvases = [
-                (generator.blank(places, name, first), range(turn, count, len(entities)))
+                (generator.blank(places, name, first, among), range(turn, count, len(entities)))
                 for turn, name in enumerate(entities[:count])
             ]
         numbered = windows is not None or series > 1
@@ -84,7 +90,7 @@ class SeriesDrawing:
         for canvas, numbers in canvases:
             drawn = generator.draw(canvas, numbers, steps=steps, seed=seed)
             labels = numbers if numbered else None
-            tables += list(generator.table(canvas, drawn, labels))
+            tables += list(generator.table(canvas, drawn, labels, seed))
         whole = pl.concat(tables)
         return whole.sort(generator.number_column, maintain_order=True) if numbered else whole
 

@@ -23,9 +23,10 @@ from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.programs import Step
 from tabdiff.nn.runtime import TorchRuntime, resolve_device, threads
 from tabdiff.nn.train import TrainEvent, train
+from tabdiff.rhythm import Clock, Rhythm, find_rhythm
 from tabdiff.schema import Schema
 from tabdiff.series import Grid, Recording
-from tabdiff.series_calibration import MOST_WINDOWS, Fold, calibrate, fit_codec, folds_of
+from tabdiff.series_calibration import MOST_WINDOWS, Fold, calibrate, fit_codec, folds_of, readings_of
 from tabdiff.series_generation import levels_of
 from tabdiff.series_model import SeriesModel
 from tabdiff.tracks import Plan, Track, prepared, starts_of, units_of
@@ -74,6 +75,8 @@ def _fit(
     assert series.time is not None
     table = prepared(frame, series)
     roles = {series.time: {"role": "time"}} | ({series.entity: {"role": "entity"}} if series.entity else {})
+    dtype = table.schema[series.time]
+    zone = (dtype.time_zone if isinstance(dtype, pl.Datetime) else None) or series.time_zone
     schema = Schema.infer(table, overrides={**(overrides or {}), **roles})
     conformed = schema.without_known_anomalies(schema.conform(table))
     if series.entity is not None:
@@ -88,6 +91,7 @@ def _fit(
         starts_of(conformed, schema),
         units_of(recordings, schema) if series.normalise == "entity" else {},
     )
+    plan = replace(plan, rhythm=_rhythm(plan, recordings, schema, zone))
     window = choose_window(recordings, series.window)
     data = _continuous(config.data)
     codec = fit_codec(plan, recordings, schema, data)
@@ -105,12 +109,16 @@ def _fit(
     torch.manual_seed(seed)
     score = build_window_score(denoiser.cpu().eval(), codec, windows, spans)
     runtime = TorchRuntime(score, Step(denoiser), config.train.device)
+    first_place = min(recording.first for recording in recordings)
+    next_place = max(recording.first + len(recording.recorded) for recording in recordings)
     described = {
         "plan": plan.to_json(),
         "window": window,
         "spans": [span.to_json() for span in spans],
         "silence": _longest_silence(recordings, codec),
-        "next": max(recording.first + len(recording.recorded) for recording in recordings),
+        "next": next_place,
+        "first": first_place,
+        "places": next_place - first_place,
         "levels": levels_of(conformed, codec),
     }
     tensors = {f"score.{name}": value.cpu().numpy() for name, value in score.state_dict().items()}
@@ -129,6 +137,21 @@ def _fit(
         fingerprint(conformed),
     )
     return SeriesModel(bundle, runtime)
+
+
+def _rhythm(plan: Plan, recordings: Sequence[Recording], schema: Schema, zone: str | None) -> Rhythm:
+    """What the calendar says of numbers, where there is one and it is asked for."""
+    wanted, grid = plan.config.calendar, plan.grid
+    if wanted == "none" or not wanted:
+        return Rhythm()
+    if grid.unit != "datetime":
+        if wanted == "auto":
+            return Rhythm()
+        raise ConfigError(
+            f"series.calendar needs dates and times; {grid.time!r} counts {grid.unit}. Leave it out, or give times."
+        )
+    clock = Clock(grid.interval, grid.phase, zone)
+    return find_rhythm(clock, readings_of(plan, recordings, schema), None if wanted == "auto" else wanted)
 
 
 def _checked(config: FitConfig) -> SeriesConfig:

@@ -38,6 +38,7 @@ class Canvas:
         known: what is known of it, longer than `places` if that is less than a window.
         places: K.
         recording: the user's rows, if it comes from some.
+        among: each series begins at a place of its own among so many from `first` on.
     """
 
     entity: Any
@@ -45,6 +46,15 @@ class Canvas:
     known: Known
     places: int
     recording: Recording | None = None
+    among: int = 1
+
+    def first_of(self, number: int, seed: int) -> int:
+        """The first place of the series of this number."""
+        if self.among == 1:
+            return self.first
+        return self.first + int(
+            np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, 1))).integers(self.among)
+        )
 
 
 _MOST_LEVELS, _ROWS_PER_LEVEL = 256, 5  # a number with so few values, each so often, only has these
@@ -69,10 +79,10 @@ class SeriesGenerator:
 
     # ---------------------------------------------------------------------------------------------- canvases
 
-    def blank(self, places: int, entity: Any, first: int) -> Canvas:
+    def blank(self, places: int, entity: Any, first: int, among: int = 1) -> Canvas:
         """Nothing is known."""
         known = Known.nothing(self.layout, max(places, self.sampler.length))
-        return Canvas(entity, first, replace(known, allowed=self._allowed), places)
+        return Canvas(entity, first, replace(known, allowed=self._allowed), places, among=among)
 
     def canvases(self, frame: Any, more: int = 0, *, opened: Sequence[str] = ()) -> list[Canvas]:
         """One canvas for each recording of `frame`: its cells are given, gaps and `more` places after it are open.
@@ -127,19 +137,24 @@ class SeriesGenerator:
         """Canonical frames of the series of these numbers, K rows each; given cells are exactly as given."""
         low, high = self._range(canvas.known)
         slots = self.layout.number_slots
+        done = 0
         for several in self.sampler.draw(canvas.known, numbers, steps=steps, seed=seed, strength=strength):
+            firsts = [canvas.first_of(number, seed) for number in numbers[done : done + len(several)]]
+            done += len(several)
             several[..., slots] = np.clip(several[..., slots], low, high)
             # All at once: decoding has a price for each call.
-            whole = self._decoded(several[:, : canvas.places].reshape(-1, several.shape[2]), canvas)
+            whole = self._decoded(several[:, : canvas.places].reshape(-1, several.shape[2]), canvas, firsts)
             for index in range(len(several)):
                 yield whole[index * canvas.places : (index + 1) * canvas.places]
 
     def table(
-        self, canvas: Canvas, drawn: Iterator[pl.DataFrame], numbers: Sequence[int] | None = None
+        self, canvas: Canvas, drawn: Iterator[pl.DataFrame], numbers: Sequence[int] | None = None, seed: int = 0
     ) -> Iterator[pl.DataFrame]:
         """Drawn frames in the user's types, with time, entity, and a number where several are drawn."""
-        grid, stamps = self.plan.grid, self._stamps(canvas)
+        grid, stamps = self.plan.grid, self._stamps(canvas, canvas.first)
         for index, frame in enumerate(drawn):
+            if canvas.among > 1 and numbers is not None:
+                stamps = self._stamps(canvas, canvas.first_of(numbers[index], seed))
             columns = [stamps, *self.schema.restore(frame).get_columns()]
             if grid.entity is not None:
                 columns.insert(0, pl.Series(grid.entity, [canvas.entity] * canvas.places, dtype=pl.String))
@@ -163,15 +178,17 @@ class SeriesGenerator:
             name += "_"
         return name
 
-    def _stamps(self, canvas: Canvas) -> pl.Series:
+    def _stamps(self, canvas: Canvas, first: int) -> pl.Series:
         """The time column, as the user writes it."""
-        stamps = self.plan.grid.stamp(canvas.first + np.arange(canvas.places))
+        stamps = self.plan.grid.stamp(first + np.arange(canvas.places))
         column = self.schema[self.plan.grid.time]
         return restore(stamps, column).alias(column.name)
 
-    def _decoded(self, x: Float32[np.ndarray, "n w"], canvas: Canvas) -> pl.DataFrame:
-        """Rows of one or several series on the same canvas."""
+    def _decoded(self, x: Float32[np.ndarray, "n w"], canvas: Canvas, firsts: Sequence[int]) -> pl.DataFrame:
+        """Rows of one or several series on the same canvas; and the first place of each."""
         plain = self.plan.restored(self._codec.decode_canonical(x), canvas.entity)
+        places = (np.asarray(firsts)[:, None] + np.arange(canvas.places)).ravel()
+        plain = self.plan.timed(plain, canvas.entity, places)
         columns = []
         for name in self.codec.columns:
             values = plain[name]

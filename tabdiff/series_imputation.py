@@ -17,20 +17,17 @@ from jaxtyping import Bool, Float64
 
 from tabdiff.codes import CategoryCode
 from tabdiff.errors import ConfigError
+from tabdiff.fillings import linear_filling, plain_fillings
 from tabdiff.schema import to_polars
-from tabdiff.series import period
 from tabdiff.series_generation import Canvas, SeriesGenerator
 from tabdiff.tracks import prepared
 from tabdiff.windows import runs_of
 
-METHODS = ("model", "linear", "seasonal", "neighbours", "last")
+METHODS = ("model", "linear", "calendar", "seasonal", "neighbours", "last")
 _PIECES = 60  # gaps that are cut into a recording to judge methods ...
 _MOST_JUDGED = 0.1  # ... until this share of it is hidden
 _LEAST_JUDGED = 20  # cells of a sensor; with fewer the model fills it, unjudged
 _JUDGING_DRAWS = 7
-_NEIGHBOURS = 10
-_DONORS = 3000  # places that neighbours are looked for among
-_CYCLES = 2  # on both sides, that a seasonal mean is taken over
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class SensorFill:
 
     Attributes:
         cells: gaps filled.
-        method: "model", "linear" (interpolation), "seasonal" (mean of the same phase of neighbouring cycles), "neighbours"
+        method: "model", "linear" (interpolation), "calendar" (the same of what the calendar leaves over), "seasonal" (mean of the same phase of neighbouring cycles), "neighbours"
             (mean of the places where other sensors read most alike) or "last" (the last category).
         judged: cells that were hidden to compare methods; 0 if there were too few, and the model fills.
         errors: mean absolute error of each method there, or share of wrong categories.
@@ -177,7 +174,18 @@ class _Work:
                 drawn.append(np.stack([_plain(frame[name], generator.codec, name) for name in columns], axis=1))
         else:
             drawn = [self.values]
-        return _Filled(np.stack(drawn), _baselines(np.where(open_cells, np.nan, self.values), generator))
+        others = plain_fillings(np.where(open_cells, np.nan, self.values))
+        if generator.plan.rhythm.terms:
+            others["calendar"] = self._by_calendar(np.where(open_cells, np.nan, self.values))
+        return _Filled(np.stack(drawn), others)
+
+    def _by_calendar(self, values: Float64[np.ndarray, "k c"]) -> Float64[np.ndarray, "k c"]:
+        """What the calendar leaves over, interpolated, and the calendar put back."""
+        plan, entity = self.generator.plan, self.canvas.entity
+        places = self.canvas.first + np.arange(len(values))
+        names = self.generator.codec.columns
+        even = plan.timeless(pl.DataFrame(values, schema=list(names)), entity, places).to_numpy()
+        return plan.timed(pl.DataFrame(linear_filling(even), schema=list(names)), entity, places).to_numpy()
 
 
 def _plain(values: pl.Series, codec: Any, name: str) -> Float64[np.ndarray, " k"]:
@@ -189,62 +197,6 @@ def _plain(values: pl.Series, codec: Any, name: str) -> Float64[np.ndarray, " k"
         indices = read.replace_strict(order, default=-1, return_dtype=pl.Float64)
         return np.asarray(indices.set(read.is_null(), None).fill_null(np.nan).to_numpy())
     return np.asarray(read)
-
-
-def _baselines(values: Float64[np.ndarray, "k c"], generator: SeriesGenerator) -> dict[str, Float64[np.ndarray, "k c"]]:
-    """What is simple: interpolation, the same phase of other cycles, the most similar places, the last value."""
-    places = np.arange(len(values))
-    linear, last = values.copy(), values.copy()
-    for c, column in enumerate(values.T):
-        seen = np.flatnonzero(~np.isnan(column))
-        if not len(seen):
-            continue  # nothing to go by: the model's middle is all there is
-        linear[:, c] = np.interp(places, seen, column[seen])
-        last[:, c] = column[seen[np.maximum(np.searchsorted(seen, places, side="right") - 1, 0)]]
-    found = {"linear": linear, "neighbours": _neighbours(values, linear), "last": last}
-    cycle = period(np.nan_to_num(linear), len(values) // 3)
-    if cycle is not None and cycle > 1:
-        found["seasonal"] = _seasonal(values, linear, cycle)
-    return found
-
-
-def _seasonal(
-    values: Float64[np.ndarray, "k c"], linear: Float64[np.ndarray, "k c"], cycle: int
-) -> Float64[np.ndarray, "k c"]:
-    places = np.arange(len(values))
-    total, count = np.zeros_like(values), np.zeros_like(values)
-    for shift in (side * turn * cycle for turn in range(1, _CYCLES + 1) for side in (-1, 1)):
-        other = places + shift
-        inside = (other >= 0) & (other < len(values))
-        there = values[np.clip(other, 0, len(values) - 1)]
-        seen = inside[:, None] & ~np.isnan(there)
-        total += np.where(seen, there, 0.0)
-        count += seen
-    return np.where(count > 0, total / np.maximum(count, 1), linear)
-
-
-def _neighbours(values: Float64[np.ndarray, "k c"], linear: Float64[np.ndarray, "k c"]) -> Float64[np.ndarray, "k c"]:
-    """Mean over the places at which the other sensors, gaps interpolated, are nearest in standard units."""
-    result = linear.copy()
-    flat = np.nan_to_num(linear)
-    scale = flat.std(axis=0)
-    z = (flat - flat.mean(axis=0)) / np.where(scale > 1e-9, scale, 1.0)
-    for c in np.flatnonzero(np.isnan(values).any(axis=0)):
-        donors = np.flatnonzero(~np.isnan(values[:, c]))
-        donors = (
-            donors[np.linspace(0, len(donors) - 1, min(len(donors), _DONORS)).astype(int)] if len(donors) else donors
-        )
-        if len(donors) <= _NEIGHBOURS or z.shape[1] == 1:
-            continue
-        other = np.delete(z, c, axis=1)
-        there = other[donors]
-        wanted = np.flatnonzero(np.isnan(values[:, c]))
-        for begin in range(0, len(wanted), 1000):
-            rows = wanted[begin : begin + 1000]
-            distance = (there**2).sum(axis=1) - 2 * other[rows] @ there.T
-            nearest = np.argpartition(distance, _NEIGHBOURS, axis=1)[:, :_NEIGHBOURS]
-            result[rows, c] = values[donors[nearest], c].mean(axis=1)
-    return result
 
 
 def _middle(draws: Float64[np.ndarray, "d n"], category: bool) -> Float64[np.ndarray, " n"]:
@@ -260,7 +212,7 @@ def _middle(draws: Float64[np.ndarray, "d n"], category: bool) -> Float64[np.nda
 def _chosen(generator: SeriesGenerator, c: int, cells: int, trials: list[Any], interval: float | None) -> SensorFill:
     """The method that was nearest to what had been hidden, and how wide its interval must be."""
     category = isinstance(generator.codec.codes[generator.codec.columns[c]], CategoryCode)
-    allowed = ("last",) if category else ("linear", "seasonal", "neighbours")
+    allowed = ("last",) if category else ("linear", "calendar", "seasonal", "neighbours")
     parts: dict[str, list[Any]] = {}
     truth, low, high = [], [], []
     shared = set(allowed).intersection(*(filled.others for _, _, filled in trials)) if trials else set()

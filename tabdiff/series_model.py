@@ -64,7 +64,9 @@ class SeriesModel(SeriesDrawing):
         self.window = int(described["window"])
         self.spans = tuple(Span(**span) for span in described["spans"])
         self.blocks = np.asarray(bundle.calibration["blocks"])
-        self.expectation = Expectation(bundle.codec, bundle.tensors, self.spans, bundle.calibration["usual"])
+        self.expectation = Expectation(
+            bundle.codec, bundle.tensors, self.spans, bundle.calibration["usual"], bundle.calibration.get("scatter")
+        )
         self.results = Results(self.plan, self.calibration, self.blocks, self.expectation, described, runtime.provider)
 
     @property
@@ -87,7 +89,11 @@ class SeriesModel(SeriesDrawing):
 
     def describe(self) -> str:
         """Interval and window in words."""
-        return f"{self.plan.grid.describe()}, windows of {self.window} places, {len(self.codec.columns)} sensors"
+        text = f"{self.plan.grid.describe()}, windows of {self.window} places, {len(self.codec.columns)} sensors"
+        rhythm = self.plan.rhythm
+        if not rhythm.terms:
+            return text
+        return f"{text}, {len(rhythm.profiles)} of them by {' and '.join(rhythm.terms)}"
 
     # ---------------------------------------------------------------------------------------------------- rule
 
@@ -236,8 +242,9 @@ class SeriesModel(SeriesDrawing):
         band = self.bundle.model["series"]["band"]
         for recording in self.plan.recordings(frame, self.schema):
             mine = units.setdefault(str(recording.entity), {})
+            even = self._even(recording)
             for name in self.expectation.columns():
-                values = recording.frame[name].drop_nulls().cast(pl.Float64)
+                values = even[name].drop_nulls().cast(pl.Float64)
                 if len(values):
                     shift, scale = mine.get(name, (0.0, 1.0))
                     middle: Any = values.median()
@@ -271,6 +278,11 @@ class SeriesModel(SeriesDrawing):
             parts.append(self._part(track.entity, [errors], recorded, track.x[low:high], done - low))
             done += len(errors.errors)
         return joined(parts)
+
+    def _even(self, recording: Recording) -> pl.DataFrame:
+        """The sensors with the calendar taken out."""
+        places = recording.first + np.arange(recording.frame.height)
+        return self.plan.timeless(recording.frame.select(self.codec.columns), recording.entity, places)
 
     def _rest(self, known: dict[str, Any], entity: Any) -> tuple[Part, EventTracker]:
         """The places of an entity that wait for windows which will not come."""
@@ -336,10 +348,7 @@ class SeriesModel(SeriesDrawing):
         )
         final = len(past) + len(part.score)
         readings = (
-            self.plan.filled(recording.frame.select(self.codec.columns), before)
-            .tail(1)
-            .select(pl.all().to_physical())
-            .row(0, named=True)
+            self.plan.filled(self._even(recording), before).tail(1).select(pl.all().to_physical()).row(0, named=True)
         )
         unheard = [0] * len(self.codec.columns) if known is None else list(known["silent"])
         silent = self.results.silent(recording.entity, track.first, track.observed, unheard)

@@ -125,16 +125,17 @@ class Results:
         """Numbers with their bands, in the user's units."""
         band = self.described["band"]
         values = self.expectation.numbers(part.expected[keep])
-        columns = {}
-        for name, middle in values.items():
-            low, high = band[name]
-            columns[name], columns[f"{name}_low"], columns[f"{name}_high"] = middle, middle + low, middle + high
-        units = self.plan.units.get(str(part.entity), {})
-        return pl.DataFrame(columns).with_columns(
-            pl.col(f"{name}{end}") * units[name][1] + units[name][0]
-            for name in values
-            if name in units
-            for end in ("", "_low", "_high")
+        ends = []
+        for end in range(3):
+            frame = pl.DataFrame({name: middle + (0.0, *band[name])[end] for name, middle in values.items()})
+            places = part.first + np.asarray(keep, dtype=np.int64)
+            ends.append(self.plan.timed(self.plan.restored(frame, part.entity), part.entity, places))
+        return pl.DataFrame(
+            [
+                frame[name].alias(f"{name}{end}")
+                for name in values
+                for frame, end in zip(ends, ("", "_low", "_high"), strict=True)
+            ]
         )
 
     def event(self, event: Event, part: Part) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def judge_places(
     score, contributions = calibration.combine(np.where(np.isnan(errors), typical, errors))
     unusual = np.flatnonzero(judged & (calibration.p_value(score) <= unusual_below))
     if len(unusual) and len(x) >= expectation.steps:
-        evidence = _evidence_around(expectation, expectation.raw(x), past + unusual, window) + 1e-12
+        evidence = expectation.weigh(_evidence_around(expectation, expectation.raw(x), past + unusual, window)) + 1e-12
         contributions[unusual] = score[unusual, None] * evidence / evidence.sum(axis=1, keepdims=True)
     return np.where(judged, score, np.nan), np.where(judged[:, None], contributions, 0.0)
 
@@ -157,4 +157,5 @@ def _evidence_around(
     evidence = np.zeros((len(raw) + 1, len(expectation.codec.columns)))
     evidence[some + 1] = expectation.evidence(raw, some)
     total = np.cumsum(evidence, axis=0)
-    return np.asarray(total[np.minimum(places + reach + 1, len(raw))] - total[np.maximum(places - reach, 0)])
+    begin, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(raw))
+    return np.asarray((total[end] - total[begin]) / (end - begin)[:, None])

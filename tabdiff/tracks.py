@@ -19,6 +19,7 @@ from tabdiff.codec import Codec
 from tabdiff.columns import Kind
 from tabdiff.config import SeriesConfig
 from tabdiff.errors import Problem, SchemaError
+from tabdiff.rhythm import Rhythm
 from tabdiff.schema import Schema, to_polars
 from tabdiff.series import Grid, Recording, localise, wide
 
@@ -61,12 +62,14 @@ class Plan:
         start: for each modelled column the value before its first reading.
         units: for each entity, and each number column, what is subtracted and divided by (`normalise`, `accept`); entities
             that are not listed are taken as they are.
+        rhythm: what the calendar says of numbers, in the units of their entity.
     """
 
     grid: Grid
     config: SeriesConfig
     start: Mapping[str, Any] = field(default_factory=dict)
     units: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    rhythm: Rhythm = field(default_factory=Rhythm)
 
     def recordings(self, frame: Any, schema: Schema) -> Iterator[Recording]:
         """Conformed rows on the grid, entity by entity, gaps open.
@@ -91,7 +94,7 @@ class Plan:
             yield self.encode(recording, codec)
 
     def encode(self, recording: Recording, codec: Codec, before: Mapping[str, Any] | None = None) -> Track:
-        """One recording as a track; `before` is what its sensors read last, where it goes on from an earlier part.
+        """One recording as a track; `before` is what its sensors read last, calendar taken out, where it goes on from an earlier part.
 
         Raises:
             SchemaError: each entity has units of its own, and this one was not in training.
@@ -110,7 +113,8 @@ class Plan:
             )
         frame = recording.frame.select(codec.columns)
         observed = np.stack([frame[name].is_not_null().to_numpy() for name in codec.columns], axis=1)
-        encoded = codec.encode(self.normalised(self.filled(frame, before or self.start), recording.entity))
+        even = self.timeless(frame, recording.entity, recording.first + np.arange(frame.height))
+        encoded = codec.encode(self.normalised(self.filled(even, before or self.start), recording.entity))
         return Track(
             recording.entity, recording.first, encoded.x, encoded.present, observed, recording.rows, recording.places
         )
@@ -122,6 +126,31 @@ class Plan:
             for name in frame.columns
         )
 
+    def timeless(self, frame: pl.DataFrame, entity: Any, places: Int[np.ndarray, " k"]) -> pl.DataFrame:
+        """Numbers with the calendar taken out: as if it were the same time always. In the user's units."""
+        changed = []
+        for name, (mean, spread) in self.rhythm.at(places).items():
+            if name in frame.columns:
+                level, scale = self._level(name, entity)
+                rest = (pl.col(name).cast(pl.Float64) - level - pl.Series(mean * scale)) / pl.Series(spread)
+                changed.append((rest + level).alias(name))
+        return frame.with_columns(changed)
+
+    def timed(self, frame: pl.DataFrame, entity: Any, places: Int[np.ndarray, " k"]) -> pl.DataFrame:
+        """Undo `timeless`."""
+        changed = []
+        for name, (mean, spread) in self.rhythm.at(places).items():
+            if name in frame.columns:
+                level, scale = self._level(name, entity)
+                rest = (pl.col(name).cast(pl.Float64) - level) * pl.Series(spread)
+                changed.append((rest + level + pl.Series(mean * scale)).alias(name))
+        return frame.with_columns(changed)
+
+    def _level(self, name: str, entity: Any) -> tuple[float, float]:
+        """What the rhythm of a number is about, and the unit that it has, for an entity."""
+        shift, scale = self.units.get(str(entity), {}).get(name, (0.0, 1.0))
+        return shift + scale * self.rhythm.profiles[name].level, scale
+
     def normalised(self, frame: pl.DataFrame, entity: Any) -> pl.DataFrame:
         """Numbers in the entity's own units."""
         units = self.units.get(str(entity), {})
@@ -132,12 +161,16 @@ class Plan:
     def restored(self, frame: pl.DataFrame, entity: Any) -> pl.DataFrame:
         """Undo `normalised`."""
         units = self.units.get(str(entity), {})
-        return frame.with_columns((pl.col(name) * scale + shift).alias(name) for name, (shift, scale) in units.items())
+        return frame.with_columns(
+            (pl.col(name) * scale + shift).alias(name)
+            for name, (shift, scale) in units.items()
+            if name in frame.columns
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads."""
         units = {entity: {name: list(pair) for name, pair in found.items()} for entity, found in self.units.items()}
-        return {"grid": self.grid.to_json(), "start": dict(self.start), "units": units}
+        return {"grid": self.grid.to_json(), "start": dict(self.start), "units": units, "rhythm": self.rhythm.to_json()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], config: SeriesConfig) -> Plan:
@@ -146,7 +179,8 @@ class Plan:
             entity: {name: (float(pair[0]), float(pair[1])) for name, pair in found.items()}
             for entity, found in values["units"].items()
         }
-        return cls(Grid(**values["grid"]), config, values["start"], units)
+        rhythm = Rhythm.from_json(values.get("rhythm"))
+        return cls(Grid(**values["grid"]), config, values["start"], units, rhythm)
 
 
 def prepared(frame: Any, config: SeriesConfig) -> pl.DataFrame:

@@ -407,3 +407,36 @@ def test_an_exported_series_model_runs_on_onnx(model: SeriesModel, broken: pl.Da
     assert "ONNX" in found.provider or "onnx" in found.provider
     assert found.places["score"].to_numpy() == pytest.approx(truth.places["score"].to_numpy(), rel=1e-3, abs=1e-4)
     assert found.places["flagged"].equals(truth.places["flagged"])
+
+
+def test_evidence_counts_by_how_much_a_sensor_usually_scatters(model: SeriesModel) -> None:
+    expectation = model.expectation
+    assert expectation.scatter is not None
+    count = len(expectation.scatter)
+    assert np.allclose(expectation.weigh(np.exp(2 * expectation.scatter)[None]), 4.0)  # two deviations above normal
+    assert np.all(expectation.weigh(np.full((1, count), 0.5)) == 0.0)
+
+
+def test_a_matched_filter_is_that_of_the_precision(model: SeriesModel) -> None:
+    expectation = model.expectation
+    steps, width = expectation.steps, expectation.width
+    rng = np.random.default_rng(0)
+    normal, fault = rng.normal(size=(3 * steps, width)), np.zeros((2, width))
+    fault[:, 1] = 5.0
+    inside, at_most = expectation.surprise(fault, normal, steps)
+    # The long way: (P d)_s of the window around each step, whose middle block is P_ss (d_s - E[d_s | neighbours]).
+    precision = expectation._precision
+    padded, around = np.pad(normal, ((steps, steps), (0, 0)), mode="edge"), np.zeros((2 * steps + 2, width))
+    around[steps : steps + 2] = fault
+    middle = np.zeros_like(around)
+    for step in range(len(around)):
+        start = int(np.clip(step - steps // 2, 0, len(around) - steps))
+        rows = slice((step - start) * width, (step - start + 1) * width)
+        own = precision[rows, rows]
+        pull = (precision @ around[start : start + steps].ravel())[rows]
+        half = slice(steps // 2 * width, (steps // 2 + 1) * width)
+        middle[step] = precision[half, half] @ np.linalg.solve(own, pull)
+    scores = [(middle * padded[i : i + len(around)]).sum() for i in range(len(padded) - len(around) + 1)]
+    assert np.isclose(at_most, max(scores))
+    assert np.isclose(inside, scores[steps] + (middle * around).sum())
+    assert inside > at_most

@@ -29,10 +29,17 @@ def describe_fit(model: SeriesModel, out: Path) -> Outcome:
         for kind, share in planted["kinds"].items():
             kinds.add_row(kind, f"{share['found']:.0%}", f"{share['control']:.0%}")
         kinds.add_row("all", f"{planted['found']:.0%}", f"{planted['control']:.0%}")
-        named = planted["sensor_first"]
+        named, among = planted["sensor_first"], planted["found_of_findable"]
         shown += [
             "Found, above everything in the same time without a fault:",
             kinds,
+            *(
+                [
+                    f"{planted['findable']:.0%} stand out of the noise for who knows the fault; of these {among:.0%} are found."
+                ]
+                if among is not None
+                else []
+            ),
             *([f"The broken sensor is named first in {named:.0%} of those found."] if named is not None else []),
         ]
     else:
