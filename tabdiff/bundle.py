@@ -87,6 +87,8 @@ class Bundle:
     def program_digest(self) -> str:
         """sha256 of all that the programs compute with; a compiled program carries that of the model it belongs to."""
         plain = {name: value for name, value in self.model.items() if name != "report"}
+        if "series" in plain:  # rows are laid on their grid, and levels moved, before the programs see them
+            plain["series"] = {name: value for name, value in plain["series"].items() if name != "plan"}
         digest = hashlib.sha256(_dump([plain, self.codec.layout.to_json()]))
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())

@@ -174,7 +174,10 @@ def make(
             workspace,
             # Compiling takes longer than to fit and score so little.
             TrainJob.of(
-                **{"source": name, "model": name, "compiled": False, "columns": roles.get(name, {})},
+                source=name,
+                model=name,
+                compiled=False,
+                columns=roles.get(name, {}),
                 fit={**fit, **series.get(name, {})},
             ),
         )

@@ -93,7 +93,10 @@ def places(workspace: Workspace) -> pl.DataFrame:
 
 
 def same_as_whole(found: pl.DataFrame, model: SeriesModel, frame: pl.DataFrame) -> None:
-    """Scores, flags, bands and parts of `found` are those of the whole scored at once; only the ends may wait."""
+    """Scores, flags, bands and parts of `found` are those of the whole scored at once; only the ends may wait.
+
+    The version is compiled: ONNX Runtime rounds by how many windows it is given. With torch they agree to 1e-9 (test_series_model).
+    """
     whole = model.score(frame)
     expected = whole.places.hstack(whole.contributions.rename({n: f"part:{n}" for n in whole.contributions.columns}))
     expected = expected.hstack(whole.expected.select(pl.col("flow").alias("f"), pl.col("flow_low").alias("l")))
@@ -102,7 +105,7 @@ def same_as_whole(found: pl.DataFrame, model: SeriesModel, frame: pl.DataFrame) 
     for name in ("score", "p_value", "f", "l", "part:pressure"):
         mine = {"f": "expected:flow", "l": "low:flow"}.get(name, name)
         other = name if name in "fl" else f"{name} whole"
-        single = mine.startswith(("expected", "low", "part"))
+        single = mine != "p_value"
         left, right = (joined[each].cast(pl.Float64).fill_null(-1.0).to_numpy() for each in (mine, other))
         assert left == pytest.approx(right, rel=1e-5 if single else 1e-9, abs=1e-6 if single else 1e-9), name
     assert joined["flagged"].equals(joined["flagged whole"].alias("flagged"))
