@@ -176,10 +176,12 @@ def _wide(model: SeriesModel) -> SeriesModel:
     return SeriesModel(replace(model.bundle, config=config), model.runtime)
 
 
-def _rows(model: SeriesModel, recording: Recording, frame: pl.DataFrame, keep: np.ndarray) -> pl.DataFrame:
-    """Places as rows of a table, typed as those of the fit."""
+def _rows(
+    model: SeriesModel, recording: Recording, frame: pl.DataFrame, keep: np.ndarray, begin: int = 0
+) -> pl.DataFrame:
+    """Places from `begin` of the recording on as rows of a table, typed as those of the fit."""
     grid = model.plan.grid
-    keys = {grid.time: grid.stamp(recording.first + np.arange(frame.height))}
+    keys = {grid.time: grid.stamp(recording.first + begin + np.arange(frame.height))}
     if grid.entity is not None:
         keys[grid.entity] = pl.repeat(str(recording.entity), frame.height, eager=True)
     return model.schema.restore(frame.with_columns(**keys).filter(pl.Series(keep)))
@@ -213,8 +215,8 @@ def _planted(model: SeriesModel, recording: Recording) -> dict[str, float]:
     """Faults planted into the longest recording; in the units of its own sensors."""
     from tabdiff.series_check import plant_and_look  # brings scikit-learn
 
-    def judge(frame: pl.DataFrame) -> tuple[Any, Any]:
-        scores = model.score(_rows(model, recording, frame, np.ones(frame.height, dtype=bool)))
+    def judge(frame: pl.DataFrame, begin: int) -> tuple[Any, Any]:
+        scores = model.score(_rows(model, recording, frame, np.ones(frame.height, dtype=bool), begin))
         return scores.places["score"].fill_null(np.nan).to_numpy(), scores.contributions.to_numpy()
 
     deviation = {
@@ -224,7 +226,10 @@ def _planted(model: SeriesModel, recording: Recording) -> dict[str, float]:
         recording,
         model.schema,
         judge,
-        lambda frame: np.zeros(frame.height),  # the control is no figure of a version
+        lambda frame, begin: np.zeros(
+            frame.height
+        ),  # neither the control nor what could be found is a figure of a version
+        lambda broken, frame: True,
         deviation=deviation,
         window=model.window,
         each=_PLANTS,
