@@ -21,42 +21,8 @@ def _data(rows: Sequence[Mapping[str, Any]]) -> Any:
     return alt.Data(values=list(rows))  # type: ignore[no-untyped-call]
 
 
-def alerts_by_day(counts: pl.DataFrame) -> Chart:
-    """Bars of alerts by day, stacked by severity.
-
-    Args:
-        counts: day, severity, alerts; a line for each pair.
-    """
-    shown = [name for name in SEVERITY if counts.filter(pl.col("severity") == name)["alerts"].sum()] or ["high"]
-    rows = counts.filter(pl.col("severity").is_in(shown)).with_columns(
-        pl.col("day").dt.strftime("%Y-%m-%d"),
-        label=pl.col("day").dt.strftime("%d %b"),
-        order=pl.col("severity").replace_strict({n: i for i, n in enumerate(SEVERITY)}),
-    )
-    return (
-        alt.Chart(_data(rows.to_dicts()))
-        .mark_bar(cornerRadius=2)
-        .encode(
-            x=alt.X(
-                "day:O",
-                title=None,
-                axis=alt.Axis(labelExpr="timeFormat(toDate(datum.value), '%d %b')", labelAngle=0, labelOverlap=True),
-            ),
-            y=alt.Y("sum(alerts):Q", title="alerts", axis=alt.Axis(tickMinStep=1, format="d")),
-            color=alt.Color(
-                "severity:N",
-                scale=alt.Scale(domain=shown, range=[SEVERITY[name] for name in shown]),
-                legend=alt.Legend(orient="top", title=None),
-            ),
-            order=alt.Order("order:Q", sort="descending"),
-            tooltip=[alt.Tooltip("day:O"), alt.Tooltip("severity:N"), alt.Tooltip("sum(alerts):Q", title="alerts")],
-        )
-        .properties(height=230)
-    )
-
-
 def describe_days(counts: pl.DataFrame) -> str:
-    """What `alerts_by_day` shows, in words."""
+    """Alerts by day, in words."""
     total = counts.group_by("day").agg(pl.col("alerts").sum()).sort("alerts", descending=True)
     if not total["alerts"].sum():
         return "Bar chart of alerts by day: none in this time."

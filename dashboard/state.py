@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
 
-from dashboard import access, queries
+from dashboard import access, queries, upkeep
 from dashboard.text import plain
 from tabdiff.errors import TabdiffError
 
@@ -37,6 +37,7 @@ def page(title: str, about: str = "") -> Iterator[None]:
         yield
     except TabdiffError as error:
         st.error(plain(error, 2000))
+    upkeep.settle_if_grown()
 
 
 def action(needed: access.Role) -> Callable[[Callable[_Arguments, str | None]], Callable[_Arguments, None]]:

@@ -150,7 +150,7 @@ def _queue(chosen: Filter) -> None:
 
 
 def _one(number: int, chosen: Filter) -> None:
-    numbers = [one["id"] for one in triage.queue(chosen, False, 1000, 0)]
+    numbers = triage.numbers(chosen)
     place = numbers.index(number) if number in numbers else None
     before = numbers[place - 1] if place else None
     after = numbers[place + 1] if place is not None and place + 1 < len(numbers) else None
@@ -299,7 +299,7 @@ def _threshold() -> None:
 
 
 with state.page("Anomalies"):
-    if welcome.is_empty(queries.workspace()):
+    if welcome.is_empty():
         welcome.greet(queries.workspace())
     else:
         opened = state.selected("alert")
