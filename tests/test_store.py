@@ -6,7 +6,8 @@ import fcntl
 import os
 import threading
 import time
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -23,6 +24,7 @@ from tabdiff.store.database import HEAD, Database
 from tabdiff.store.names import resolve
 from tabdiff.store.registry import now
 from tabdiff.store.scores import Alert, LostRace, Part, Stream
+from tabdiff.store.triage import Filter
 from tests.databases import Postgres
 from tests.workspaces import files_without_a_row
 
@@ -84,7 +86,35 @@ def test_every_version_upgrades_to_the_tables_of_the_code(start: str, database_u
     database.upgrade(start)
     moment = now()
     source = {"name": "kept", "spec": {"location": "/data", "new": "file"}, "created": moment}
-    database.write(lambda connection: connection.execute(t.sources.insert().values(source)))
+    common = {
+        t.sources: source,
+        t.runs: {"kind": "score", "subject": "s", "status": "done", "lock": "l", "started": moment, "rows": 1},
+        t.models: {"name": "m", "version": 1, "fingerprint": "f", "config_hash": "c", "metrics": {}, "created": moment},
+        t.streams: {"source_id": 1, "model": "m", "revision": 1, "rows": 1, "created": moment},
+        t.partitions: {
+            "stream_id": 1,
+            "unit": "u",
+            "part": 0,
+            "last": True,
+            "token": "t",
+            "rows": 1,
+            "flagged": 1,
+            "model_id": 1,
+            "run_id": 1,
+            "created": moment,
+        },
+        t.alerts: {
+            "partition_id": 1,
+            "row": 7,
+            "score": 1.5,
+            "p_value": 0.1,
+            "reasons": [],
+            "values": {"x": 1},
+            "created": moment,
+        },
+    }
+    for table, values in common.items():
+        database.write(lambda connection, table=table, values=values: connection.execute(table.insert().values(values)))
     if start != HEAD:
         with pytest.raises(StoreError, match=r"version .* works with .*tabdiff workspace init"):
             database.check()
@@ -93,6 +123,10 @@ def test_every_version_upgrades_to_the_tables_of_the_code(start: str, database_u
     database.check()
     row = database.read(lambda connection: connection.execute(sa.select(t.sources)).one())
     assert (row.name, row.spec, row.created) == ("kept", source["spec"], moment)
+    alert = database.read(lambda connection: connection.execute(sa.select(t.alerts)).one())
+    assert (alert.row, alert.score, alert.kind, alert.open, alert.ended) == (7, 1.5, "row", False, None)
+    stream = database.read(lambda connection: connection.execute(sa.select(t.streams)).one())
+    assert (stream.state, stream.state_model_id) == (None, None)
 
     def differences(connection: sa.Connection) -> list[object]:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
@@ -292,6 +326,50 @@ def test_a_unit_can_be_taken_back(scored: Workspace) -> None:
     commit(scored)
     with pytest.raises(StoreError, match="nothing named"):
         scored.scores.forget(scored.scores.stream(number, "m"), "b.parquet")
+
+
+def test_state_and_lasting_alerts_are_committed_with_their_part(scored: Workspace) -> None:
+    number, model = scored.sources.get("orders")[0], scored.models.get("m")
+    begin = datetime(2026, 3, 1, tzinfo=UTC)
+    told = Alert(0, 3.0, 0.1, [], {"x": 1}, begin, "pump-1", 1.2, "event", begin, True, 5, 5)
+    longer = replace(told, score=9.0, ended=begin + timedelta(hours=1), last_place=9)
+
+    def add(stream: Stream, unit: str, state: bytes | None, alerts: list[Alert], changed: dict[int, Alert]) -> None:
+        with scored.runs.start("score", "x") as run:
+            options = {"flagged": 1, "model_id": model.id, "run_id": run.id, "watermark": None}
+            part, table = Part(unit, 0, True, None, 1), pl.DataFrame({"score": [1.0]}) if unit == "a" else None
+            scored.scores.commit(stream, part, table, alerts, **options, state=state, changed=changed)
+
+    stale = scored.scores.stream(number, "m")
+    add(stale, "a", b"one", [told], {})
+    stream = scored.scores.stream(number, "m")
+    assert (stream.state, stream.state_model_id) == (b"one", model.id)
+    (alert,) = scored.scores.open_alerts(stream)
+    with pytest.raises(LostRace):
+        add(stale, "b", b"two", [], {alert["id"]: longer})
+    assert (scored.scores.stream(number, "m"), scored.scores.open_alerts(stream)) == (stream, [alert])
+    add(stream, "b", b"two", [], {alert["id"]: longer})
+    (found,) = scored.triage.queue(Filter(kind="event"))
+    assert (found["score"], found["ended"], found["last_place"]) == (9.0, begin + timedelta(hours=1), 9)
+    assert (found["partition_id"], found["row"], found["created"]) == (1, 0, alert["created"])
+    assert scored.triage.queue(Filter(kind="row")) == []
+    # What a stream stands on stays: no unit is taken back, its version and what may still change are kept.
+    with pytest.raises(StoreError, match="part of a series"):
+        scored.scores.forget(scored.scores.stream(number, "m"), "a")
+    for mark in ("two", "three"):
+        scored.models.promote("m", add_version(scored, "m", mark))
+    age(scored, 100)
+    options = {"keep_days": 30, "keep_versions": 1, "grace": 0}
+    done = scored.clean(**options)
+    assert (done.models, done.scores, done.alerts) == ([], [], 0)
+    add(scored.scores.stream(number, "m"), "c", b"three", [], {alert["id"]: replace(longer, open=False)})
+    assert scored.scores.open_alerts(stream) == []
+    done = scored.clean(**options)
+    assert (done.models, len(done.scores), done.alerts) == ([], 1, 1)
+    add(scored.scores.stream(number, "m"), "d", None, [], {})
+    stream = scored.scores.stream(number, "m")
+    assert (stream.state, stream.state_model_id) == (None, None)
+    assert scored.clean(**options).models == ["models/m/one"]
 
 
 # ---------------------------------------------------------------------------------------------- runs and events

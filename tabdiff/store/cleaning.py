@@ -55,10 +55,10 @@ def clean(
 
     Args:
         home, database: the workspace.
-        keep_days: score files, alerts and synthetic sets older than this go, except partitions with judged alerts. That a unit
-            was scored is remembered for ever, or it would be scored again. None: all stay.
+        keep_days: score files, alerts and synthetic sets older than this go, except partitions with judged alerts or such as may
+            still change. That a unit was scored is remembered for ever, or it would be scored again. None: all stay.
         keep_versions: so many newest versions of each model stay, and those with an alias, and those that scores or synthetic
-            sets which still exist came from. None: all stay.
+            sets which still exist came from, or the state of a stream. None: all stay.
         grace: seconds for which files without a row are left alone. 0 is safe, and makes runs write again what was taken.
         dry_run: delete nothing.
         force: believe the clock, even if nothing was recorded for longer than `keep_days`.
@@ -102,7 +102,9 @@ def _cutoff(connection: Connection, keep_days: float, force: bool) -> datetime:
 
 def _expire_scores(connection: Connection, cutoff: datetime, done: Cleaned) -> None:
     judged = sa.select(t.alerts.c.partition_id).join(t.verdicts, t.verdicts.c.alert_id == t.alerts.c.id)
-    old = sa.and_(t.partitions.c.created < cutoff, t.partitions.c.file.is_not(None), t.partitions.c.id.not_in(judged))
+    lasting = sa.select(t.alerts.c.partition_id).where(t.alerts.c.open)
+    kept = t.partitions.c.id.in_(sa.union(judged, lasting))
+    old = sa.and_(t.partitions.c.created < cutoff, t.partitions.c.file.is_not(None), ~kept)
     done.scores += connection.execute(sa.select(t.partitions.c.file).where(old)).scalars().all()
     of_old = t.alerts.c.partition_id.in_(sa.select(t.partitions.c.id).where(old))
     done.alerts += connection.execute(t.alerts.delete().where(of_old)).rowcount
@@ -120,6 +122,7 @@ def _retire_models(connection: Connection, keep_versions: int, done: Cleaned) ->
         sa.select(t.aliases.c.model_id),
         sa.select(t.partitions.c.model_id).where(t.partitions.c.file.is_not(None)),
         sa.select(t.synthetics.c.model_id).where(t.synthetics.c.folder.is_not(None)),
+        sa.select(t.streams.c.state_model_id).where(t.streams.c.state_model_id.is_not(None)),
     ]
     newer = t.models.alias()
     age = sa.select(sa.func.count()).where(newer.c.name == t.models.c.name, newer.c.version > t.models.c.version)

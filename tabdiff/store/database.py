@@ -21,7 +21,7 @@ from tabdiff.errors import StoreError
 from tabdiff.store.names import redact
 from tabdiff.store.tables import metadata, workspace
 
-HEAD = "0003"
+HEAD = "0004"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _PATIENCE = 60.0  # seconds that a transaction is tried again after the connection broke
 _WAIT_FOR_LOCK = 60_000  # milliseconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -33,12 +33,16 @@ class Stream:
         revision: grows by one with every committed part.
         watermark: largest value of the source's column that was taken, as `{"kind": ..., "value": ...}`; None at first.
         rows: rows scored so far.
+        state: what the model of a series needs to go on after these rows; None for tables, and before the first row.
+        state_model_id: the version that made it.
     """
 
     id: int
     revision: int
     watermark: dict[str, Any] | None
     rows: int
+    state: bytes | None = None
+    state_model_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,16 @@ class Part:
 class Alert:
     """A flagged row: where it is in its partition, its score, the columns that say so, and its values as text.
 
+    Or an event of a series, which lasts; then `row` only numbers the alerts of its part, and score, p-value, reasons and values are
+    those of its peak.
+
     Attributes:
-        at, entity: when it was and what it is about, if the table has columns for that.
+        at, entity: when it was (or began) and what it is about, if the table has columns for that.
         excess: score / highest score of a calibration row.
+        kind: "row", "event", or "silent" (sensors that stopped reporting).
+        ended: last time of an event so far.
+        open: later parts may change it.
+        first_place, last_place: of an event, on the model's grid of times.
     """
 
     row: int
@@ -69,6 +80,11 @@ class Alert:
     at: datetime | None = None
     entity: str | None = None
     excess: float | None = None
+    kind: str = "row"
+    ended: datetime | None = None
+    open: bool = False
+    first_place: int | None = None
+    last_place: int | None = None
 
 
 class LostRace(Exception):  # noqa: N818 - an outcome, which the caller handles
@@ -94,7 +110,17 @@ class Scores:
         while (row := self.database.read(lambda connection: connection.execute(query).first())) is None:
             with contextlib.suppress(sa.exc.IntegrityError):  # another run made it
                 self.database.write(insert)
-        return Stream(row.id, row.revision, row.watermark, row.rows)
+        return Stream(row.id, row.revision, row.watermark, row.rows, row.state, row.state_model_id)
+
+    def open_alerts(self, stream: Stream) -> list[dict[str, Any]]:
+        """Alerts of a stream that later parts may change, oldest first."""
+        query = (
+            sa.select(t.alerts)
+            .join(t.partitions, t.partitions.c.id == t.alerts.c.partition_id)
+            .where(t.partitions.c.stream_id == stream.id, t.alerts.c.open)
+            .order_by(t.alerts.c.id)
+        )
+        return as_dicts(self.database.read(lambda connection: connection.execute(query).all()))
 
     def parts(self, stream: Stream) -> list[Part]:
         """Everything that was committed to a stream, in order."""
@@ -127,8 +153,10 @@ class Scores:
         model_id: int,
         run_id: int,
         watermark: dict[str, Any] | None,
+        state: bytes | None = None,
+        changed: Mapping[int, Alert] | None = None,
     ) -> None:
-        """Publish the scores of one part: file, watermark, partition, alerts and run, all of it or nothing.
+        """Publish the scores of one part: file, watermark, state, partition, alerts and run, all of it or nothing.
 
         Args:
             stream: as it was read before the rows were; it must still be so.
@@ -139,6 +167,8 @@ class Scores:
             model_id: which version scored.
             run_id: which run.
             watermark: of the stream from now on.
+            state: of the stream from now on, made by `model_id`; None for tables, and where nothing goes on.
+            changed: what open alerts of the stream are from now on, by their number; `row` is not looked at.
 
         Raises:
             LostRace: the stream has moved on; nothing is left behind.
@@ -155,7 +185,13 @@ class Scores:
             moved = connection.execute(
                 t.streams.update()
                 .where(t.streams.c.id == stream.id, t.streams.c.revision == stream.revision)
-                .values(revision=stream.revision + 1, watermark=watermark, rows=t.streams.c.rows + part.rows)
+                .values(
+                    revision=stream.revision + 1,
+                    watermark=watermark,
+                    rows=t.streams.c.rows + part.rows,
+                    state=state,
+                    state_model_id=None if state is None else model_id,
+                )
             )
             if moved.rowcount != 1:
                 # Ours, if it was committed and the answer was lost on the way.
@@ -185,6 +221,9 @@ class Scores:
                 connection.execute(
                     t.alerts.insert(), [{"partition_id": made, "created": now(), **vars(alert)} for alert in alerts]
                 )
+            for number, alert in (changed or {}).items():
+                values = {name: value for name, value in vars(alert).items() if name != "row"}
+                connection.execute(t.alerts.update().where(t.alerts.c.id == number).values(values))
             connection.execute(t.runs.update().where(t.runs.c.id == run_id).values(rows=t.runs.c.rows + part.rows))
             return True
 
@@ -208,8 +247,13 @@ class Scores:
         """Take back everything of a unit, so that the next run scores it again; the rows that were taken back.
 
         Raises:
-            StoreError: nothing of that name was scored, the stream has moved on, or people have judged its alerts.
+            StoreError: nothing of that name was scored, the stream is of a series or has moved on, or people have judged its alerts.
         """
+        if stream.state is not None:
+            raise StoreError(
+                f"{unit!r} is part of a series, whose later scores stand on it; it cannot be taken back. "
+                "Register the corrected files as a source of their own."
+            )
         of_unit = sa.and_(t.partitions.c.stream_id == stream.id, t.partitions.c.unit == unit)
 
         def remove(connection: Connection) -> int:

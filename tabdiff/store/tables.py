@@ -113,7 +113,8 @@ aliases = sa.Table(
     sa.UniqueConstraint("name", "alias"),
 )
 
-# A source as one model scores it. `revision` grows by one with every part that is committed.
+# A source as one model scores it. `revision` grows by one with every part that is committed. `state` is what the model of a
+# series needs to go on, made by the version `state_model_id`.
 streams = sa.Table(
     "streams",
     metadata,
@@ -124,6 +125,8 @@ streams = sa.Table(
     sa.Column("watermark", sa.JSON),
     sa.Column("rows", sa.BigInteger, nullable=False),
     _created(),
+    sa.Column("state", sa.LargeBinary),
+    sa.Column("state_model_id", _Id, sa.ForeignKey("models.id")),
     sa.UniqueConstraint("source_id", "model"),
 )
 
@@ -160,8 +163,14 @@ alerts = sa.Table(
     _text("entity", 200, nullable=True),  # what the row is about: a machine, a shop
     sa.Column("excess", sa.Float),  # score / highest score of a calibration row; comparable between models
     _created(),
+    sa.Column("kind", sa.String(16), nullable=False, server_default="row"),  # or event, silent: something that lasts
+    sa.Column("ended", Moment),  # of an event: its last time so far
+    sa.Column("open", sa.Boolean, nullable=False, server_default=sa.false()),  # later parts may change it
+    sa.Column("first_place", sa.BigInteger),  # of an event: where on the model's grid of times it lies
+    sa.Column("last_place", sa.BigInteger),
     sa.UniqueConstraint("partition_id", "row"),
     sa.Index(None, "excess"),
+    sa.Index(None, "open"),
 )
 
 # Append-only: the database itself refuses to change or delete one.

@@ -36,7 +36,10 @@ _verdict = (
 
 @dataclass(frozen=True)
 class Filter:
-    """Which alerts: every field that is set narrows it. Times are of the row, or of the scoring if it has none."""
+    """Which alerts: every field that is set narrows it. Times are of the row or of an event's start, or of the scoring if it has none.
+
+    `kind` is "row", "event" or "silent".
+    """
 
     source: str | None = None
     model: str | None = None
@@ -45,6 +48,7 @@ class Filter:
     state: State = "open"
     since: datetime | None = None
     before: datetime | None = None
+    kind: str | None = None
 
 
 class Triage:
@@ -192,6 +196,7 @@ class Triage:
         for column, value in ((t.sources.c.name, chosen.source), (t.streams.c.model, chosen.model)):
             where += [column == value] if value else []
         where += [t.alerts.c.entity == chosen.entity] if chosen.entity else []
+        where += [t.alerts.c.kind == chosen.kind] if chosen.kind else []
         where += [_severity.in_(chosen.severities)] if chosen.severities else []
         where += [_when >= chosen.since] if chosen.since else []
         where += [_when < chosen.before] if chosen.before else []
