@@ -26,6 +26,18 @@ def verdict_of(alert: dict[str, Any]) -> str:
     return "snoozed" if alert["snoozed"] else "open"
 
 
+def when_of(alert: dict[str, Any]) -> str:
+    """When it was: a moment, or from when to when and how long; places, where times are steps."""
+    if alert["kind"] == "row":
+        return state.local(alert["when"])
+    if alert["at"] is None:
+        return f"places {alert['first_place']} to {alert['last_place']}" if alert["first_place"] is not None else ""
+    first, last = alert["at"], alert["ended"] or alert["at"]
+    same = state.local(first, "%d %b %Y") == state.local(last, "%d %b %Y")
+    going = ", still open" if alert["open"] else ""
+    return f"{state.local(first)} to {state.local(last, '%H:%M' if same else '%d %b %Y, %H:%M')} ({state.lasting(last - first)}{going})"
+
+
 @state.action("analyst")
 def judge(numbers: Sequence[int], verdict: str, key: str, leave: bool = False) -> str:
     """Keep a verdict on alerts, with the note and time of the form of this key."""

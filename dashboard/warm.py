@@ -50,7 +50,7 @@ def _explain() -> None:
     try:
         for number in triage.numbers(Filter())[:1]:
             triage.explained(number)
-    except Exception:  # the page says it in words when somebody asks
-        _log.warning("the most severe alert could not be explained beforehand", exc_info=True)
+    except Exception as error:  # the page says it in words when somebody asks
+        _log.warning("the most severe alert could not be explained beforehand: %s", error)
     queries.workspace()
     upkeep.settle_if_grown()

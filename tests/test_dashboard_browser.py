@@ -21,7 +21,7 @@ from tabdiff.store.triage import Filter
 from tests.browser import ROOT, SIZES, Dashboard, chromium, dashboard, settle, tab
 from tests.test_store import add_version
 
-PAGES = ("overview", "anomalies", "synthesize", "models", "data", "runs")
+PAGES = ("overview", "anomalies", "series", "synthesize", "models", "data", "runs")
 _WAIT = 300_000  # milliseconds; three fits on a busy machine
 
 
