@@ -21,7 +21,8 @@ from prefect.events import emit_event
 from prefect.tasks import exponential_backoff
 
 from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable, SchemaError, SynthesisError
-from tabdiff.operations.pictures import histogram
+from tabdiff.operations.inspection import inspect
+from tabdiff.operations.pictures import band, histogram
 from tabdiff.store import Workspace
 
 # What a second try cannot cure. A broken source, a full disk and a database that is away may all pass.
@@ -57,28 +58,47 @@ def workspace() -> Workspace:
 
 
 def show_anomalies(where: Workspace, run: int, name: str) -> None:
-    """A table of the highest alerts of a run: which rows, and which columns say so. Values stay in the workspace."""
+    """A table of the highest alerts of a run: which rows or events, and which columns say so; a picture of the scores, or of the worst event.
+
+    Values stay in the workspace, but for the sensor of that picture.
+    """
     alerts = where.scores.alerts(20, run_id=run)
     rows = [
         {
             "alert": alert["id"],
-            "unit": alert["unit"],
-            "row": alert["row"],
+            **_where(alert),
             "score": round(alert["score"], 3),
             "p-value": round(alert["p_value"], 5),
             "columns that say so": ", ".join(f"{r['column']} {r['part']:.2f}" for r in alert["reasons"]),
         }
         for alert in alerts
     ]
-    if rows:
-        create_table_artifact(rows, key=key("anomalies", name), description=f"Highest scores of run {run}")
-        picture = histogram(
-            [part["file"] for part in where.scores.partitions() if part["run_id"] == run and part["file"]]
-        )
+    if not rows:
+        return
+    create_table_artifact(rows, key=key("anomalies", name), description=f"Highest scores of run {run}")
+    files = [part["file"] for part in where.scores.partitions() if part["run_id"] == run and part["file"]]
+    worst = max((alert for alert in alerts if alert["kind"] == "event"), key=lambda a: a["score"], default=None)
+    pictures = {"scores": (histogram(files), f"Scores of run {run}")} if files else {}
+    if worst is not None and (drawn := _series(where, worst)) is not None:
+        pictures["series"] = (drawn, f"Alert {worst['id']}: {worst['reasons'][0]['column']}")
+    for kind, (picture, text) in pictures.items():
         data = base64.b64encode(picture.encode()).decode()
-        create_image_artifact(
-            f"data:image/svg+xml;base64,{data}", key=key("scores", name), description=f"Scores of run {run}"
-        )
+        create_image_artifact(f"data:image/svg+xml;base64,{data}", key=key(kind, name), description=text)
+
+
+def _where(alert: dict[str, Any]) -> dict[str, Any]:
+    """Which row it is, or which machine and time."""
+    if alert["kind"] == "row":
+        return {"unit": alert["unit"], "row": alert["row"]}
+    begin, end = alert["at"] or alert["first_place"], alert["ended"] or alert["last_place"]
+    return {"entity": alert["entity"] or "", "from": str(begin), "to": f"{end}{' ...' if alert['open'] else ''}"}
+
+
+def _series(where: Workspace, alert: dict[str, Any]) -> str | None:
+    """The sensor that carries an event, around it; None if it is not a number, or its places are not final yet."""
+    found = inspect(where, alert["id"])["trace"]
+    sensor = alert["reasons"][0]["column"] if alert["reasons"] else ""
+    return band(found, sensor) if f"expected:{sensor}" in found.columns and found.height > 1 else None
 
 
 def tell(kind: str, subject: str, payload: dict[str, Any]) -> None:

@@ -21,6 +21,6 @@ def score(job: ScoreJob) -> dict[str, Any]:
     """Score new rows with the champion, record alerts, show the highest."""
     result = score_rows(job)
     show_anomalies(workspace(), result["run"], job.source)
-    if result["flagged"]:
+    if result["flagged"] or result["alerts"]:
         tell("alerts", job.source, {"flagged": result["flagged"], "rows": result["rows"], "run": result["run"]})
     return result

@@ -84,6 +84,10 @@ class Grid:
         """The nearest place of each stamp."""
         return np.asarray((stamps - self.phase + self.interval // 2) // self.interval)
 
+    def places_of(self, times: pl.Series) -> Int[np.ndarray, " n"]:
+        """The nearest place of each time of a column that holds such times as the grid was found in."""
+        return self.places(_stamps(times, self.unit))
+
     def stamp(self, places: Int[np.ndarray, " n"]) -> pl.Series:
         """The time column at the given places."""
         values = pl.Series(self.time, places * self.interval + self.phase, dtype=pl.Int64)

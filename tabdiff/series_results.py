@@ -157,14 +157,17 @@ class Results:
             "open": event.open,
         }
 
+    def silence_limit(self, name: str) -> int:
+        """For how many places a sensor may be silent."""
+        return int(2 * self.described["silence"][name] + self.described["window"] // 2)
+
     def silent(
         self, entity: Any, first: int, observed: Bool[np.ndarray, "k c"], unheard: list[int]
     ) -> list[dict[str, Any]]:
         """Sensors that stop reporting for much longer than training showed, each told once; `unheard` counts places and moves on."""
-        longest = self.described["silence"]
         found: dict[tuple[int, int], list[str]] = {}
         for column, name in enumerate(self.sensors):
-            limit = 2 * longest[name] + self.described["window"] // 2
+            limit = self.silence_limit(name)
             heard = np.flatnonzero(observed[:, column])
             ends = np.append(heard, len(observed))
             for start, end in zip(np.append(-1, heard) + 1, ends, strict=True):

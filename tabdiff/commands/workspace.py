@@ -209,11 +209,39 @@ def alerts_list(
     limit: LimitOption = 20,
     as_json: JsonOption = False,
 ) -> Outcome:
-    """Flagged rows with the columns that say so, and what people said of them."""
+    """Flagged rows, or events of a series, with the columns that say so, and what people said of them."""
     found = _open().scores.alerts(limit, source)
-    shown = [{**row, "reasons": ", ".join(f"{r['column']} {r['part']:.2f}" for r in row["reasons"])} for row in found]
-    outcome = _listed("alerts", shown, ("id", "source", "unit", "row", "score", "reasons", "verdict"))
+    shown = [
+        {**row, "what": _what(row), "reasons": ", ".join(f"{r['column']} {r['part']:.2f}" for r in row["reasons"])}
+        for row in found
+    ]
+    outcome = _listed("alerts", shown, ("id", "source", "what", "score", "reasons", "verdict"))
     return Outcome({"alerts": found}, outcome.shown)
+
+
+def _what(alert: dict[str, Any]) -> str:
+    """A row of a unit, or an event of a machine with its times."""
+    if alert["kind"] == "row":
+        return f"{alert['unit']} row {alert['row']}"
+    begin, end = (alert["at"], alert["ended"]) if alert["at"] else (alert["first_place"], alert["last_place"])
+    times = [f"{each:%Y-%m-%d %H:%M}" if alert["at"] else str(each) for each in (begin, end)]
+    who = f"{alert['entity']} " if alert["entity"] else ""
+    return f"{who}{'silent ' if alert['kind'] == 'silent' else ''}{times[0]} to {times[1]}{' ...' if alert['open'] else ''}"
+
+
+def accept(
+    number: Annotated[int, typer.Argument(metavar="ALERT", help="Its number.", show_default=False)],
+    author: Annotated[str, typer.Option("--author", help="Who says so.", show_default=False)],
+    note: Annotated[str, typer.Option("--note", help="Why.")] = "",
+    as_json: JsonOption = False,
+) -> Outcome:
+    """Of a series: the level that an event left behind is normal from now on. Makes and promotes a version."""
+    from tabdiff.operations import accept_level
+
+    done = accept_level(_open(), number, author, note)
+    moved = ", ".join(f"{name} {shift:+.4g}" for name, shift in done["levels"].items())
+    who = f" of {done['entity']}" if done["entity"] else ""
+    return Outcome(done, [f"Accepted{who}: {moved}. Champion: {done['model']} version {done['version']}."])
 
 
 def judge(
@@ -315,8 +343,8 @@ _GROUPS: dict[str, tuple[str, dict[str, Callable[..., Outcome]]]] = {
     "sources": ("Where rows come from, by name.", {"add": add, "list": sources_list, "rescore": rescore}),
     "models": ("Versions of models in the workspace.", {"list": models_list, "promote": promote, "rollback": rollback}),
     "alerts": (
-        "Flagged rows, and what people say of them.",
-        {"list": alerts_list, "judge": judge, "rule": alerts_rule},
+        "Flagged rows and events, and what people say of them.",
+        {"list": alerts_list, "judge": judge, "accept": accept, "rule": alerts_rule},
     ),
     "run": (
         "Run a job of the workspace now, without a scheduler.",

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from tabdiff.errors import SchemaError
+from tabdiff.operations.series_trials import measure_series, unseen, worse_figures
 from tabdiff.store.registry import Version
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def compare(
     from tabdiff.loading import load
 
     assert challenger.folder is not None
+    if "series" in challenger.metrics or (champion is not None and "series" in champion.metrics):
+        return _compare_series(challenger, champion, tolerance)
     judges = pl.read_parquet(challenger.folder / "reference.parquet")
     new = measure(load(challenger.folder / "bundle"), judges, verdicts)
     if champion is None:
@@ -76,6 +79,37 @@ def compare(
     reasons = [f"{name} {new[name]:.4f}, champion {old[name]:.4f}: worse" for name in worse]
     if not worse:
         reasons = [f"{name} {new[name]:.4f}, champion {old[name]:.4f}" for name in new if name in old]
+    return Judgement(not worse, reasons, {"challenger": new, "champion": old})
+
+
+def _compare_series(challenger: Version, champion: Version | None, tolerance: float) -> Judgement:
+    """By the figures of `series_trials`, on time that neither version was fitted on."""
+    from tabdiff.loading import load_series
+
+    if "series" not in challenger.metrics or (champion is not None and "series" not in champion.metrics):
+        return Judgement(True, ["one of the two is the model of a series and the other of a table"], {})
+    assert challenger.folder is not None
+    judges = pl.read_parquet(challenger.folder / "reference.parquet")
+    model = load_series(challenger.folder / "bundle")
+    if champion is None:
+        return Judgement(True, ["there was no champion"], {"challenger": measure_series(model, judges)})
+    try:
+        assert champion.folder is not None
+        other = load_series(champion.folder / "bundle")
+        fresh = unseen(judges, other, champion.metrics["series"]["until"])
+        old = measure_series(other, fresh)
+    except SchemaError as error:
+        reason = f"the champion cannot read these rows any more: {str(error).splitlines()[0]}"
+        return Judgement(True, [reason], {"challenger": measure_series(model, judges)})
+    new = measure_series(model, fresh)
+    if not new or not old:
+        reason = f"of the judging time {fresh.height} rows are new to the champion, too few to compare the two"
+        return Judgement(False, [reason], {"challenger": new, "champion": old})
+    worse = worse_figures(new, old, tolerance)
+    reasons = [f"{name} {new[name]:.4f}, champion {old[name]:.4f}: worse" for name in worse]
+    if not worse:
+        shared = [name for name in ("alarms", "expectation_error", "planted", "named") if name in new and name in old]
+        reasons = [f"{name} {new[name]:.4f}, champion {old[name]:.4f}" for name in shared]
     return Judgement(not worse, reasons, {"challenger": new, "champion": old})
 
 

@@ -1,6 +1,7 @@
 """How rows of now differ from rows of then: pure functions, frames in, plain values out.
 
 A difference counts if it is both large (an effect) and not chance (a p-value below `significance`, divided by the number of columns).
+Rows of a series are alike: of so many `dependent` neighbours the tests count one.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ _TAIL = 0.99  # quantile of old scores beyond which a row is far out
 _TAIL_TIMES = 2.0
 
 
-def ks(first: Floats, second: Floats) -> tuple[float, float]:
+def ks(first: Floats, second: Floats, dependent: int = 1) -> tuple[float, float]:
     """Two-sample Kolmogorov-Smirnov statistic and its asymptotic p-value (Stephens 1970)."""
     both = np.sort(np.concatenate([first, second]))
     ranks = [np.searchsorted(np.sort(part), both, side="right") / len(part) for part in (first, second)]
     statistic = float(np.abs(ranks[0] - ranks[1]).max())
-    root = math.sqrt(len(first) * len(second) / (len(first) + len(second)))
+    root = math.sqrt(len(first) * len(second) / (len(first) + len(second)) / dependent)
     scaled = (root + 0.12 + 0.11 / root) * statistic
     terms = [2 * (-1) ** (k - 1) * math.exp(-2 * (k * scaled) ** 2) for k in range(1, 101)]
     return statistic, float(min(1.0, max(0.0, sum(terms)))) if scaled > 0.2 else 1.0
 
 
-def share_p_value(first: float, rows_first: int, second: float, rows_second: int) -> float:
+def share_p_value(first: float, rows_first: float, second: float, rows_second: float) -> float:
     """Two-sided p-value of two shares being the same (normal approximation, pooled)."""
     pooled = (first * rows_first + second * rows_second) / (rows_first + rows_second)
     error = math.sqrt(pooled * (1 - pooled) * (1 / rows_first + 1 / rows_second))
@@ -50,7 +51,13 @@ def at_least_p_value(hits: int, trials: int, share: float) -> float:
 
 
 def columns(
-    old: pl.DataFrame, new: pl.DataFrame, names: tuple[str, ...], *, psi: float, significance: float
+    old: pl.DataFrame,
+    new: pl.DataFrame,
+    names: tuple[str, ...],
+    *,
+    psi: float,
+    significance: float,
+    dependent: int = 1,
 ) -> list[dict[str, Any]]:
     """For each column: PSI, p-value, missing shares, and whether it drifted or its gaps changed."""
     found = []
@@ -59,10 +66,10 @@ def columns(
         missing = float(left.null_count() / len(left)), float(right.null_count() / len(right))
         limit = significance / max(len(names), 1)
         if left.dtype.is_numeric() or left.dtype.is_temporal():
-            index, p_value = _numbers(_floats(left), _floats(right))
+            index, p_value = _numbers(_floats(left), _floats(right), dependent)
         else:
-            index, p_value = _levels(left.cast(pl.String).drop_nulls(), right.cast(pl.String).drop_nulls())
-        gap_p = share_p_value(missing[0], len(left), missing[1], len(right))
+            index, p_value = _levels(left.cast(pl.String).drop_nulls(), right.cast(pl.String).drop_nulls(), dependent)
+        gap_p = share_p_value(missing[0], len(left) / dependent, missing[1], len(right) / dependent)
         found.append(
             {
                 "column": name,
@@ -82,22 +89,23 @@ def _floats(column: pl.Series) -> Floats:
     return np.asarray(values[np.isfinite(values)], dtype=np.float64)
 
 
-def _numbers(old: Floats, new: Floats) -> tuple[float, float]:
+def _numbers(old: Floats, new: Floats, dependent: int) -> tuple[float, float]:
     if not len(old) or not len(new):
         return 0.0, 1.0
     edges = np.unique(np.quantile(old, np.linspace(0, 1, _BINS + 1)[1:-1]))
     counts = [np.bincount(np.searchsorted(edges, part, side="left"), minlength=len(edges) + 1) for part in (old, new)]
-    return _psi(counts[0] / len(old), counts[1] / len(new)), ks(old, new)[1]
+    return _psi(counts[0] / len(old), counts[1] / len(new)), ks(old, new, dependent)[1]
 
 
-def _levels(old: pl.Series, new: pl.Series) -> tuple[float, float]:
+def _levels(old: pl.Series, new: pl.Series, dependent: int) -> tuple[float, float]:
     if not len(old) or not len(new):
         return 0.0, 1.0
     common = old.value_counts(sort=True).head(_BINS * 2)[old.name].to_list()
     shares = [[float((part == level).mean() or 0.0) for level in common] for part in (old, new)]
     for part in shares:
         part.append(max(0.0, 1.0 - sum(part)))
-    tests = [share_p_value(a, len(old), b, len(new)) for a, b in zip(*shares, strict=True)]
+    sizes = len(old) / dependent, len(new) / dependent
+    tests = [share_p_value(a, sizes[0], b, sizes[1]) for a, b in zip(*shares, strict=True)]
     return _psi(np.array(shares[0]), np.array(shares[1])), min(1.0, min(tests) * len(tests))
 
 
@@ -107,19 +115,19 @@ def _psi(old: Floats, new: Floats) -> float:
     return float(((new - old) * np.log(new / old)).sum())
 
 
-def scores(old: Floats, new: Floats, *, significance: float) -> dict[str, Any]:
+def scores(old: Floats, new: Floats, *, significance: float, dependent: int = 1) -> dict[str, Any]:
     """Has the typical row moved, or are a few rows far out?
 
     `typical` is the share of old scores below the median of the new ones: 0.5 if nothing changed, and hardly moved by a few rows.
     `tail` is the share of new rows beyond the 99 % quantile of old ones: 0.01 if nothing changed.
     """
-    statistic, p_value = ks(old, new)
+    statistic, p_value = ks(old, new, dependent)
     typical = float((old < np.median(new)).mean())
     limit = float(np.quantile(old, _TAIL))
     hits = int((new > limit).sum())
     # The quantile is itself uncertain: three standard errors of it are granted.
-    expected = 1 - _TAIL + 3 * math.sqrt(_TAIL * (1 - _TAIL) / len(old))
-    tail_p = at_least_p_value(hits, len(new), min(expected, 0.5))
+    expected = 1 - _TAIL + 3 * math.sqrt(_TAIL * (1 - _TAIL) * dependent / len(old))
+    tail_p = at_least_p_value(hits // dependent, len(new) // dependent, min(expected, 0.5))
     return {
         "ks": statistic,
         "p_value": p_value,

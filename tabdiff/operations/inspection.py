@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,21 @@ import polars as pl
 from tabdiff.columns import Kind
 from tabdiff.errors import ConfigError, StoreError
 from tabdiff.feedback import Memory
+from tabdiff.operations.tracing import trace, traces
 from tabdiff.operations.training import REFERENCE
 from tabdiff.store import Workspace
+from tabdiff.store.triage import Filter
 
 if TYPE_CHECKING:
     from tabdiff.model import Model
 
 _NEAREST, _NORMAL = 3, 0.05  # rows shown, and the p-value above which a row is normal
 _MOST_COMPARED = 2000
+_MOST_ALIKE = 500  # events of the stream that similar ones are looked for among
 
 
 def inspect(workspace: Workspace, alert_id: int) -> dict[str, Any]:
-    """Explain an alert with the version that raised it, or the champion if that one is retired.
+    """Explain an alert with the version that raised it, or the champion if that one is retired. An event is told by its score files.
 
     Args:
         workspace: where alert and model are.
@@ -32,7 +36,10 @@ def inspect(workspace: Workspace, alert_id: int) -> dict[str, Any]:
     Returns:
         version and whether it is the one that scored; contributions by column; reasons with value, expected, low, high, likely and
         repaired; repair, repaired_p_value and whether that is normal; nearest: rows that no version was fitted on and that are
-        normal, nearest first.
+        normal, nearest first. `kind` is "row".
+
+        Of an event: kind ("event" or "silent"), version, own, contributions (share of each sensor that is named), reasons, trace (places around
+        it, as `tracing.trace` gives them), similar (other events of the stream that the same sensor carries, newest first).
 
     Raises:
         StoreError: no such alert, or no version is left to explain it.
@@ -40,6 +47,8 @@ def inspect(workspace: Workspace, alert_id: int) -> dict[str, Any]:
         RuntimeUnavailable: nothing is installed that runs the model.
     """
     alert = workspace.triage.get(alert_id)
+    if alert["kind"] != "row":
+        return _event(workspace, alert)
     version = workspace.models.by_id(alert["model_id"])
     own = version.folder is not None
     if not own:
@@ -50,6 +59,7 @@ def inspect(workspace: Workspace, alert_id: int) -> dict[str, Any]:
     frame = _row(alert["values"], model)
     (found,) = model.explain(frame, [0])
     return {
+        "kind": "row",
         "version": version.version,
         "own": own,
         "contributions": found.contributions,
@@ -58,6 +68,43 @@ def inspect(workspace: Workspace, alert_id: int) -> dict[str, Any]:
         "repaired_p_value": found.repaired_p_value,
         "normal": found.normal,
         "nearest": _nearest(model, frame, version.folder / REFERENCE),
+    }
+
+
+def _event(workspace: Workspace, alert: dict[str, Any]) -> dict[str, Any]:
+    """What score files and other alerts say of an event; no model is asked."""
+    about = next((each for each in traces(workspace) if each.stream_id == alert["stream_id"]), None)
+    if about is None:
+        raise StoreError(
+            f"the champion of {alert['model']!r} is not of a series any more, so alert {alert['id']} has no trace."
+        )
+    first, last = alert["at"], alert["ended"]
+    if first is None and about.steps is not None:  # steps have no date
+        peak = int(next(iter(alert["values"].values())))
+        reach = about.steps * (about.window + alert["last_place"] - alert["first_place"])
+        first, last = peak - reach, peak + reach
+    elif first is not None and about.interval_us is not None:
+        reach = timedelta(microseconds=about.interval_us * about.window)
+        first, last = first - reach, last + reach
+    named = [reason["column"] for reason in alert["reasons"]]
+    total = sum(reason["part"] for reason in alert["reasons"]) or 1.0
+    alike = [
+        {name: other[name] for name in ("id", "at", "ended", "entity", "score", "excess", "verdict")}
+        for other in workspace.triage.queue(
+            Filter(source=alert["source"], model=alert["model"], kind=alert["kind"], state="all"),
+            newest=True,
+            limit=_MOST_ALIKE,
+        )
+        if other["id"] != alert["id"] and named and other["reasons"] and other["reasons"][0]["column"] == named[0]
+    ]
+    return {
+        "kind": alert["kind"],
+        "version": workspace.models.by_id(alert["model_id"]).version,
+        "own": True,
+        "contributions": {reason["column"]: reason["part"] / total for reason in alert["reasons"]},
+        "reasons": alert["reasons"],
+        "trace": trace(workspace, about.stream_id, alert["entity"], first, last, named),
+        "similar": alike[:_NEAREST],
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -13,10 +13,15 @@ from tabdiff.errors import SchemaError, TabdiffWarning
 from tabdiff.operations import drift
 from tabdiff.operations.jobs import MonitorJob
 from tabdiff.operations.reading import newest_rows
-from tabdiff.operations.training import REFERENCE, split
+from tabdiff.operations.series_monitoring import compare_series, conformed, newest_times
+from tabdiff.operations.training import FITTED, REFERENCE, split
 from tabdiff.store import Workspace
-from tabdiff.store.registry import now
+from tabdiff.store.registry import Version, now
 from tabdiff.store.spec import SourceSpec
+
+if TYPE_CHECKING:
+    from tabdiff.model import Model
+    from tabdiff.series_model import SeriesModel
 
 _PARTS = 10  # newest parts whose share of flags is compared with the parts before
 _FEWEST = 20  # unseen rows without which scores are not compared
@@ -37,13 +42,14 @@ def monitor(workspace: Workspace, job: MonitorJob) -> dict[str, Any]:
         StoreError: source or champion are missing, or the database is out of reach.
         SourceError: the source cannot be read.
     """
-    from tabdiff.loading import load
+    from tabdiff.loading import load_any
+    from tabdiff.series_model import SeriesModel
 
     source_id, spec = workspace.sources.get(job.source)
     with workspace.runs.start("monitor", f"{job.source}:{job.model}") as run:
         version = workspace.models.get(job.model)
         assert version.folder is not None  # an alias keeps its folder
-        model = load(version.folder / "bundle")
+        model = load_any(version.folder / "bundle")
         stream = workspace.scores.stream(source_id, job.model)
         parts = [part for part in workspace.scores.partitions(source_id) if part["model"] == job.model]
         new, _ = newest_rows(spec, job.rows)
@@ -54,23 +60,14 @@ def monitor(workspace: Workspace, job: MonitorJob) -> dict[str, Any]:
             "alerts": _alert_volume(parts, job.significance),
         }
         verdicts: list[tuple[str, str]] = []
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", TabdiffWarning)  # new columns are reported below
-                model.schema.conform(new)
-        except SchemaError as error:
-            found["schema"] = [str(problem) for problem in error.problems]
-            verdicts.append(("schema changed", f"{len(error.problems)} columns do not fit the champion"))
+        if isinstance(model, SeriesModel):
+            verdicts += _series(model, version, new, parts, job, found)
         else:
-            known = {column.name for column in model.schema.columns}
-            found["schema"], found["new_columns"] = [], [name for name in new.columns if name not in known]
-            old = pl.read_parquet(version.folder / REFERENCE)
-            share = float(version.metrics["evaluation_share"])
-            verdicts += _compare(model, old, new, split(new, share)[1], job, found)
+            verdicts += _table(model, version, new, job, found)
         if found["alerts"]["up"]:
             verdicts.append(("alerts up", "the share of flagged rows is above that of earlier parts"))
         if found["freshness"]["stale"]:
-            verdicts.append(("stale", "no new rows came within the time that was set"))
+            verdicts.append(("stale", found["freshness"].get("why", "no new rows came within the time that was set")))
         verdict = verdicts[0][0] if verdicts else "fine"
         found["findings"] = [f"{name}: {reason}" for name, reason in verdicts]
         workspace.add_report(stream, verdict, found, run_id=run.id)
@@ -81,6 +78,56 @@ def monitor(workspace: Workspace, job: MonitorJob) -> dict[str, Any]:
             )
         run.result = {"run": run.id, "verdict": verdict, **found}
         return run.result
+
+
+def _table(
+    model: Model, version: Version, new: pl.DataFrame, job: MonitorJob, found: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """Verdicts on the rows of a table."""
+    assert version.folder is not None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TabdiffWarning)  # new columns are reported below
+            model.schema.conform(new)
+    except SchemaError as error:
+        return _changed(error, found)
+    known = {column.name for column in model.schema.columns}
+    found["schema"], found["new_columns"] = [], [name for name in new.columns if name not in known]
+    old = pl.read_parquet(version.folder / REFERENCE)
+    share = float(version.metrics["evaluation_share"])
+    return _compare(model, old, new, split(new, share)[1], job, found)
+
+
+def _series(
+    model: SeriesModel,
+    version: Version,
+    new: pl.DataFrame,
+    parts: list[dict[str, Any]],
+    job: MonitorJob,
+    found: dict[str, Any],
+) -> list[tuple[str, str]]:
+    """Verdicts on the rows and scores of a series."""
+    assert version.folder is not None
+    try:
+        today, found["new_columns"] = conformed(model, new)
+        newest, stopped = newest_times(model, new, version.metrics["series"]["until"])
+    except SchemaError as error:
+        return _changed(error, found)
+    found["schema"] = []
+    if isinstance(newest, datetime):
+        found["freshness"] = _age(newest.replace(tzinfo=now().tzinfo), job)
+    found["freshness"]["stopped"] = {who: str(last) for who, last in stopped.items()}
+    if stopped:
+        told = ", ".join(f"{who} (last {last})" for who, last in list(stopped.items())[:5])
+        found["freshness"] |= {"stale": True, "why": f"{model.plan.grid.entity} stopped reporting: {told}"}
+    then = conformed(model, pl.read_parquet(version.folder / FITTED))[0]
+    files = [part["file"] for part in parts if part["file"] and part["model_id"] == version.id]
+    return compare_series(model, then, today, files, job, found)
+
+
+def _changed(error: SchemaError, found: dict[str, Any]) -> list[tuple[str, str]]:
+    found["schema"] = [str(problem) for problem in error.problems]
+    return [("schema changed", f"{len(error.problems)} columns do not fit the champion")]
 
 
 def _compare(
@@ -128,6 +175,10 @@ def _freshness(spec: SourceSpec, new: pl.DataFrame, parts: list[dict[str, Any]],
         last = new[spec.column].cast(pl.Datetime("us")).max()
         if isinstance(last, datetime):
             newest = last.replace(tzinfo=now().tzinfo) if last.tzinfo is None else last
+    return _age(newest, job)
+
+
+def _age(newest: datetime | None, job: MonitorJob) -> dict[str, Any]:
     age = None if newest is None else (now() - newest).total_seconds()
     return {
         "newest": newest.isoformat() if newest else None,

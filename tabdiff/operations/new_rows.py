@@ -74,11 +74,12 @@ class Reader(Protocol):
 
 @dataclass
 class FileReader:
-    """A file or a subfolder is a unit, cut into parts of so many rows."""
+    """A file or a subfolder is a unit, cut into parts of so many rows, in order of a column if one is named."""
 
     spec: SourceSpec
     parts: Sequence[Part]
     rows: int
+    order: str | None = None
     findings: list[Finding] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -146,6 +147,8 @@ class FileReader:
         except (SourceError, SchemaError) as error:
             self._find("unreadable", name, str(error), str(identity))
             return None
+        if self.order in frame.columns:
+            frame = frame.sort(self.order, maintain_order=True)
         return name, frame, identity
 
     def _find(self, kind: str, name: str, reason: str, once: str = "") -> None:

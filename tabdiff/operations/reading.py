@@ -15,15 +15,17 @@ from tabdiff.store.scores import Part, Stream
 from tabdiff.store.spec import SourceSpec
 
 
-def open_reader(spec: SourceSpec, stream: Stream, parts: Sequence[Part], rows: int) -> Reader:
-    """The reader that the source's kind asks for.
+def open_reader(
+    spec: SourceSpec, stream: Stream, parts: Sequence[Part], rows: int, *, order: str | None = None
+) -> Reader:
+    """The reader that the source's kind asks for; with `order`, the rows of a file come in order of that column.
 
     Raises:
         SourceError: the source is not there.
     """
     if spec.is_database:
         return TableReader(spec, stream, rows)
-    return ColumnReader(spec, stream, rows) if spec.new == "column" else FileReader(spec, parts, rows)
+    return ColumnReader(spec, stream, rows) if spec.new == "column" else FileReader(spec, parts, rows, order)
 
 
 def newest_rows(spec: SourceSpec, limit: int) -> tuple[pl.DataFrame, list[Finding]]:

@@ -16,6 +16,7 @@ from tabdiff.files import atomic_folder, fingerprint
 from tabdiff.operations.comparing import compare
 from tabdiff.operations.jobs import TrainJob
 from tabdiff.operations.reading import newest_rows
+from tabdiff.operations.series_trials import about, split_time
 from tabdiff.store import Workspace
 from tabdiff.store.registry import Version
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from tabdiff.nn.train import TrainEvent
 
 REFERENCE = "reference.parquet"  # rows that no version trained on, kept beside the bundle
-FITTED = "fitted.parquet"  # some of the rows that the version was fitted on, for reports of what is drawn from it
+FITTED = "fitted.parquet"  # some of the rows that the version was fitted on, to compare others with
 _MOST_FITTED = 10_000
 _MOST_EVALUATED = 5000
 
@@ -53,7 +54,10 @@ def train(
     source_id, spec = workspace.sources.get(job.source)
     with workspace.runs.start("train", f"{job.source}:{job.model}") as run:
         frame, findings = newest_rows(spec, job.max_rows)
-        rest, judges = split(frame, job.evaluation_share)
+        if job.fit.series.time is None:
+            rest, judges = split(frame, job.evaluation_share)
+        else:
+            rest, judges = split_time(frame, job.fit.series, job.evaluation_share)
         version, new = _fit(workspace, job, rest, judges, source_id, run.id, on_event)
         decision = decide(workspace, job, version)
         run.result = {
@@ -122,6 +126,7 @@ def _fit(
             "judges": judges.height,
             "evaluation_share": job.evaluation_share,
             "started_from": started_from,
+            **({} if job.fit.series.time is None else {"series": about(model, rest)}),
         }
         name = str(folder.relative_to(workspace.home))
         version = workspace.models.add(job.model, name, data, options, metrics, source_id=source_id, run_id=run_id)
@@ -135,10 +140,17 @@ def _fit_or_go_on(
     rest: pl.DataFrame,
     checkpoint: Path,
     on_event: Callable[[TrainEvent], None] | None,
-) -> tuple[Model, str]:
+) -> tuple[Any, str]:
     """A model, and which weights it began with: the champion's where that is possible."""
     from tabdiff.api import fit
     from tabdiff.loading import load
+
+    if job.fit.series.time is not None:
+        from tabdiff.series_fit import fit_series
+
+        options = {"overrides": job.columns or None, "checkpoint": checkpoint, "on_event": on_event}
+        # The closed forms that judge a series are made anew in any case; only drawing would begin elsewhere.
+        return fit_series(rest, job.fit, **options), "random weights: a model of a series always begins so"  # type: ignore[arg-type]
 
     def begin(start_from: Model | None) -> Model:
         overrides = job.columns or None
