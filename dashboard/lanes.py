@@ -27,6 +27,26 @@ STATES = {  # how the span of an event is shaded: colour, opacity, edge
     "snoozed": ("#56B4E9", 0.22, "dotted"),
 }
 
+_BRUSH: dict[str, Any] = {
+    "brush": {
+        "xAxisIndex": "all",
+        "brushType": "lineX",
+        "brushMode": "single",
+        "throttleType": "debounce",
+        "throttleDelay": 400,
+    },
+    "toolbox": {
+        "right": 10,
+        "top": -4,
+        "feature": {
+            "brush": {
+                "type": ["lineX", "clear"],
+                "title": {"lineX": "Zoom: mark a stretch", "clear": "Take the mark away"},
+            }
+        },
+    },
+}
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -83,6 +103,7 @@ def draw(
     states: Mapping[int, str],
     stretch: tuple[Any, Any],
     beside: Beside | None = None,
+    zoom: bool = True,
 ) -> Picture:
     """The lanes of some sensors and of the score.
 
@@ -94,12 +115,14 @@ def draw(
         states: of events by number: a key of `STATES`.
         stretch: first and last time of the axis.
         beside: another stretch to compare with.
+        zoom: whether a stretch can be marked.
     """
     sets = [{"source": strokes(frame, trace, sensors)}]
     if beside is not None and not beside.frame.is_empty():
         sets.append({"source": strokes(beside.frame, trace, sensors)})
     lanes = [*sensors, "score"]
     spans = [_span(event, states.get(event["id"], "open"), trace) for event in events]
+    least = 0.06 * (moment(stretch[1]) - moment(stretch[0]))  # narrower ones have no room for a label
     series: list[dict[str, Any]] = []
     for lane, name in enumerate(lanes):
         here = {"xAxisIndex": lane, "yAxisIndex": lane, "type": "line", "symbol": "none", "animation": False}
@@ -107,7 +130,10 @@ def draw(
             series += _sensor(here, lane, literal(name, 60), name in trace.numbers, len(sets) > 1, beside)
         else:
             series += _scores(here, trace, len(sets) > 1, beside)
-        series[-1]["markArea"] = {"silent": True, "data": [_shade(span, lane == 0) for span in spans]}
+        series[-1]["markArea"] = {
+            "silent": True,
+            "data": [_shade(span, lane == 0 and span[1] - span[0] > least) for span in spans],
+        }
     kind = "value" if trace.interval_us is None or not isinstance(stretch[0], datetime) else "time"
     option = {
         "dataset": sets,
@@ -121,24 +147,7 @@ def draw(
         "tooltip": {"trigger": "axis", "confine": True, "axisPointer": {"type": "line"}},
         "axisPointer": {"link": [{"xAxisIndex": "all"}]},
         "legend": {"show": False},
-        "brush": {
-            "xAxisIndex": "all",
-            "brushType": "lineX",
-            "brushMode": "single",
-            "throttleType": "debounce",
-            "throttleDelay": 400,
-        },
-        "toolbox": {
-            "right": 10,
-            "top": -4,
-            "feature": {
-                "brush": {
-                    "type": ["lineX", "clear"],
-                    "title": {"lineX": "Zoom: mark a stretch", "clear": "Take the mark away"},
-                }
-            },
-        },
-    }
+    } | (_BRUSH if zoom else {})
     return Picture(
         option,
         _TOP + len(lanes) * (_LANE + _GAP) - _GAP + _BOTTOM,

@@ -57,6 +57,12 @@ def explained(workspace: Workspace, number: int) -> dict[str, Any]:
 
 
 @cached(None)
+def inspected(workspace: Workspace, number: int) -> dict[str, Any]:
+    """The same of an event of a series, from its score files; an open one changes."""
+    return inspect(workspace, number)
+
+
+@cached(None)
 def past_cases(workspace: Workspace, number: int) -> list[tuple[float, dict[str, Any]]]:
     """Judged alerts of the same model that are like this one, with the note of the last verdict."""
     one = workspace.triage.get(number)

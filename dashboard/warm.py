@@ -10,7 +10,16 @@ from dashboard import queries, triage, upkeep, welcome
 from tabdiff.errors import TabdiffError
 from tabdiff.store.triage import Filter
 
-_MODULES = ("altair", "pandas", "pyarrow", "dashboard.alert", "dashboard.forms", "dashboard.sets", "dashboard.records")
+_MODULES = (
+    "altair",
+    "pandas",
+    "pyarrow",
+    "dashboard.alert",
+    "dashboard.lanes",
+    "dashboard.forms",
+    "dashboard.sets",
+    "dashboard.records",
+)
 _log = logging.getLogger("tabdiff.dashboard")
 
 
@@ -48,7 +57,7 @@ def _ask() -> None:
 def _explain() -> None:
     """Explain what people look at first, so that the engine is there when they do."""
     try:
-        for number in triage.numbers(Filter())[:1]:
+        for number in triage.numbers(Filter(kind="row"))[:1]:
             triage.explained(number)
     except Exception as error:  # the page says it in words when somebody asks
         _log.warning("the most severe alert could not be explained beforehand: %s", error)

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import streamlit as st
 
-from dashboard import access, alert, charts, queries, state, triage, welcome
+from dashboard import access, alert, charts, event, queries, state, triage, welcome
 from dashboard.stories import Story
 from dashboard.text import csv_bytes, literal, plain
 from tabdiff.errors import TabdiffError
@@ -16,6 +16,7 @@ from tabdiff.store.triage import Filter
 
 _ROWS = 50  # of a page of the queue
 _TIMES = {"any time": 0, "last 24 hours": 1, "last 7 days": 7, "last 30 days": 30}
+_KINDS = {"rows": "row", "events": "event", "silent sensors": "silent"}
 _STATES = {"open": "open", "judged": "judged", "snoozed": "snoozed", "all": "all"}
 
 
@@ -51,6 +52,16 @@ def _filters() -> Filter:
                 }
                 st.selectbox(label, names[key], width=170, **options)
         st.selectbox("Time", list(_TIMES), key="time", width=150, bind="query-params", persist_state="page")
+        st.selectbox(
+            "Kind",
+            list(_KINDS),
+            index=None,
+            placeholder="any",
+            key="kind",
+            width=150,
+            bind="query-params",
+            persist_state="page",
+        )
     hour = datetime.now(UTC).replace(
         minute=0, second=0, microsecond=0
     )  # the same question for an hour, so that it is kept
@@ -62,26 +73,21 @@ def _filters() -> Filter:
         severities=tuple(sorted(st.session_state["severity"] or ())),
         state=st.session_state["state"],
         since=hour - timedelta(days=days) if days else None,
+        kind=_KINDS.get(st.session_state.get("kind") or ""),
     )
     chosen: Filter = st.session_state["_filter"]
     return chosen
 
 
-def _because(one: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{reason['column']} {literal(one['values'].get(reason['column']), 40)} (expected {literal(reason['expected'], 40)})"
-        for reason in one["reasons"][:2]
-    )
-
-
 def _lines(alerts: list[dict[str, Any]]) -> pl.DataFrame:
-    return pl.DataFrame(
+    lines = pl.DataFrame(
         [
             {
                 "Severity": alert.SEVERITY[one["severity"]],
                 "When": one["when"],
+                "Lasted": event.lasted(one),
                 "About": literal(one["entity"] or one["source"]),
-                "Because": literal(_because(one)),
+                "Because": literal(event.because(one)),
                 "p-value": one["p_value"],
                 "Score": one["score"],
                 "Source": literal(one["source"]),
@@ -91,6 +97,7 @@ def _lines(alerts: list[dict[str, Any]]) -> pl.DataFrame:
             for one in alerts
         ]
     )
+    return lines if any(one["kind"] != "row" for one in alerts) else lines.drop("Lasted")
 
 
 def _opened() -> None:
@@ -118,7 +125,7 @@ def _queue(chosen: Filter) -> None:
     st.caption(
         f"{total:,} alerts, most severe first. Choose a cell to open an alert, or tick rows to judge them together."
     )
-    event = st.dataframe(
+    chosen_rows = st.dataframe(
         _lines(alerts),
         key="queue",
         hide_index=True,
@@ -128,7 +135,7 @@ def _queue(chosen: Filter) -> None:
         selection_mode=["multi-row", "single-cell"],
         alt="Table of alerts, most severe first",
     )
-    ticked = [alerts[row]["id"] for row in event["selection"]["rows"] if row < len(alerts)]
+    ticked = [alerts[row]["id"] for row in chosen_rows["selection"]["rows"] if row < len(alerts)]
     with st.container(horizontal=True, vertical_alignment="center"):
         if pages > 1:
             st.pagination(pages, key="p", bind="query-params")
@@ -192,7 +199,7 @@ def _stories(chosen: Filter) -> None:
                 alert.verdict_form(story.numbers, f"story-{number}")
             with st.expander("Show the most severe"):
                 for one in story.alerts[:5]:
-                    said = f"{alert.SEVERITY[one['severity']]} · {plain(one['entity'] or one['source'], 60)} · {plain(state.local(one['when']))} · {plain(_because(dict(one)))}"
+                    said = f"{alert.SEVERITY[one['severity']]} · {plain(one['entity'] or one['source'], 60)} · {plain(event.when_of(dict(one)))} · {plain(event.because(dict(one)))}"
                     st.button(
                         said,
                         key=f"story-{one['id']}",

@@ -20,6 +20,13 @@ def _numbers() -> None:
     fine = sum(line["state"] == "fine" for line in health)
     with st.container(horizontal=True):
         st.metric("Open anomalies", f"{triage.count(Filter()):,}", border=True)
+        if events := triage.count(Filter(kind="event")) + triage.count(Filter(kind="silent")):
+            st.metric(
+                "of them events",
+                f"{events:,}",
+                border=True,
+                help="Stretches of a series, and sensors that fell silent.",
+            )
         st.metric("of high severity", f"{triage.count(Filter(severities=('high',))):,}", border=True)
         st.metric("Sources fine", f"{fine} of {len(health)}", border=True)
         st.metric("Rows scored", f"{sum(line['rows'] for line in health):,}", border=True)

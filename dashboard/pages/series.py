@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import alert, lanes, queries, recordings, state, triage, welcome
+from dashboard import alert, event, lanes, queries, recordings, state, triage, welcome
 from dashboard.text import literal, plain
 from tabdiff.operations.tracing import Trace
 from tabdiff.store.triage import Filter
@@ -153,7 +153,7 @@ def _events(found: list[dict[str, Any]], states: dict[int, str]) -> None:
     for one in found[:50]:
         columns = ", ".join(plain(reason["column"], 40) for reason in one["reasons"][:3])
         with st.container(horizontal=True, vertical_alignment="center"):
-            said = f"**{alert.SEVERITY[one['severity']]}**, {states[one['id']]}: {plain(alert.when_of(one))}"
+            said = f"**{alert.SEVERITY[one['severity']]}**, {states[one['id']]}: {plain(event.when_of(one))}"
             st.markdown(f"{said}, {columns or 'no sensor stands out'}")
             st.page_link("pages/anomalies.py", label=f"Open {one['id']}", query_params={"alert": str(one["id"])})
     if len(found) > 50:
