@@ -13,7 +13,7 @@ from dashboard import access, charts, event, queries, state, triage
 from dashboard.text import literal, plain
 from tabdiff.errors import TabdiffError
 
-VERDICTS = {"anomaly": "confirmed", "normal": "false alarm", "unsure": "unsure", "snooze": "snoozed"}
+VERDICTS = event.VERDICTS
 SEVERITY = {"high": "▲ high", "medium": "◆ medium", "low": "● low", "unrated": "○ unrated"}
 _SNOOZES = {"1 hour": 1, "8 hours": 8, "1 day": 24, "1 week": 168, "30 days": 720}
 _TONES = {"high": "red", "medium": "orange", "low": "blue", "unrated": "gray"}

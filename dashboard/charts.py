@@ -44,7 +44,7 @@ def contributions(parts: Mapping[str, float], most: int = 12) -> Chart:
         tooltip=[alt.Tooltip("column:N"), alt.Tooltip("share:Q", format=".1%")],
     )
     return base.mark_bar(color=ACTUAL, cornerRadius=2, height={"band": 0.7}).properties(
-        height=max(90, 26 * len(rows) + 40)
+        height=max(130, 28 * len(rows) + 70)
     )
 
 

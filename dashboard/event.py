@@ -13,6 +13,7 @@ from dashboard.text import literal, plain
 from tabdiff.operations.accepting import accept_level
 from tabdiff.operations.tracing import Trace
 
+VERDICTS = {"anomaly": "confirmed", "normal": "false alarm", "unsure": "unsure", "snooze": "snoozed"}
 _LANES = 4  # small multiples
 _AROUND = 2.0  # lengths of the event on each side, in the page of series
 
@@ -122,7 +123,7 @@ def more(alert: dict[str, Any], found: dict[str, Any]) -> None:
             with st.container(horizontal=True, vertical_alignment="center"):
                 when = state.local(other["at"]) if other["at"] is not None else ""
                 st.markdown(
-                    f"{plain(other['entity'] or alert['source'], 60)}, {plain(when)}, {plain(other['verdict'] or 'not judged')}"
+                    f"{plain(other['entity'] or alert['source'], 60)}, {plain(when)}, {VERDICTS.get(other['verdict'] or '', 'not judged')}"
                 )
                 number = other["id"]
                 st.button(

@@ -134,6 +134,7 @@ def draw(
             "silent": True,
             "data": [_shade(span, lane == 0 and span[1] - span[0] > least) for span in spans],
         }
+    top = max([trace.threshold or 0.0, *frame["score"].drop_nulls().to_list()]) * 1.08 or 1.0
     kind = "value" if trace.interval_us is None or not isinstance(stretch[0], datetime) else "time"
     option = {
         "dataset": sets,
@@ -142,7 +143,10 @@ def draw(
             for lane in range(len(lanes))
         ],
         "xAxis": [_x(lane, lane == len(lanes) - 1, kind, stretch) for lane in range(len(lanes))],
-        "yAxis": [_y(lane, name, name in trace.categories) for lane, name in enumerate(lanes)],
+        "yAxis": [
+            _y(lane, name, name in trace.categories, top if lane == len(sensors) else None)
+            for lane, name in enumerate(lanes)
+        ],
         "series": series,
         "tooltip": {"trigger": "axis", "confine": True, "axisPointer": {"type": "line"}},
         "axisPointer": {"link": [{"xAxisIndex": "all"}]},
@@ -232,7 +236,7 @@ def _x(lane: int, last: bool, kind: str, stretch: tuple[Any, Any]) -> dict[str, 
     }
 
 
-def _y(lane: int, name: str, category: bool) -> dict[str, Any]:
+def _y(lane: int, name: str, category: bool, top: float | None) -> dict[str, Any]:
     axis: dict[str, Any] = {
         "type": "category" if category else "value",
         "gridIndex": lane,
@@ -242,7 +246,9 @@ def _y(lane: int, name: str, category: bool) -> dict[str, Any]:
         "nameTextStyle": {"align": "left", "fontWeight": "bold", "padding": [0, 0, 0, -52]},
         "axisLabel": {"width": 50, "overflow": "truncate", "hideOverlap": True},
     }
-    return axis if category else axis | {"scale": name != "score", "splitNumber": 3}
+    if top is not None:  # the threshold is on the axis even where nothing comes near it
+        return axis | {"min": 0, "max": float(f"{top:.3g}"), "splitNumber": 3}
+    return axis if category else axis | {"scale": True, "splitNumber": 3}
 
 
 def _span(event: Mapping[str, Any], state: str, trace: Trace) -> tuple[Any, Any, str, str]:
