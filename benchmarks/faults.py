@@ -4,13 +4,15 @@
 
 Each fault hits a run at a random moment; then one ordinary run follows, and the store is examined: rows lost, rows scored twice,
 files and figures that disagree, runs left as running. Kills are real SIGKILLs of the process, drawn uniformly over the time that
-the chosen step takes. `--tmpfs` is a small file system for the full disk; `--restart` is a command that restarts the database
+the chosen step takes. A series is scored beside the table, by runs that are killed and by two at once: its places must have the scores of the whole
+scored at once, each once, and no fault two alerts. `--tmpfs` is a small file system for the full disk; `--restart` is a command that restarts the database
 server while a run is at work. Exit code 1 if anything is lost, doubled or inconsistent.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import random
@@ -35,6 +37,12 @@ STEPS = {  # what a run does, where that lives, and how long it takes at most he
     "writing": ("tabdiff.store.scores.Scores", "commit", 0.06),
     "training": ("tabdiff.api", "fit", 2.0),
 }
+OF_SERIES = {  # the same for a series
+    "reading": STEPS["reading"],
+    "judging": ("tabdiff.operations.series_passes.SeriesPass", "take", 0.25),
+    "writing": STEPS["writing"],
+}
+WINDOW, HISTORY, PLACES = 16, 400, 12  # of the series: places in a window, fitted on, and in a file of both machines
 
 
 def rows(first: int, count: int, seed: int) -> Any:
@@ -47,6 +55,22 @@ def rows(first: int, count: int, seed: int) -> Any:
     return pl.DataFrame({**columns, "kind": rng.choice(["a", "b"], count), "z": rng.gamma(2, 3, count)})
 
 
+def readings(first: int, count: int, seed: int) -> Any:
+    """A row a minute of two machines; the pressure of one goes wrong for a quarter of an hour in each three hours."""
+    import numpy as np
+    import polars as pl
+
+    parts = []
+    for index, machine in enumerate(("left", "right")):
+        step = np.arange(first, first + count)
+        noise = np.stack([np.random.default_rng([seed, index, each]).normal(size=2) for each in step.tolist()])
+        cycle = np.sin(2 * np.pi * step / 24 + index)
+        fault = 2.0 * ((step % 180 < 15) & (step > HISTORY) & (machine == "left"))
+        columns = {"machine": [machine] * count, "minute": step, "flow": 10 + 3 * cycle + 0.2 * noise[:, 0]}
+        parts.append(pl.DataFrame({**columns, "pressure": 4 + cycle + 0.1 * noise[:, 1] + fault}))
+    return pl.concat(parts).sort("minute", "machine")
+
+
 def work(home: str, url: str | None, what: str, step: str | None, seed: int) -> None:
     """One run in a process of its own, which kills itself at a random moment of a step."""
     from tabdiff.operations import ScoreJob, TrainJob, score_new, train
@@ -54,8 +78,8 @@ def work(home: str, url: str | None, what: str, step: str | None, seed: int) -> 
 
     rng = random.Random(seed)
     if step is not None:
-        place, name, longest = STEPS[step]
-        skip = rng.randrange(FILES) if what == "score" else 0
+        place, name, longest = (OF_SERIES if what == "series" else STEPS)[step]
+        skip = rng.randrange(FILES) if what != "train" else 0
         delay = rng.uniform(0, longest)
         calls = 0
         owner = _find(place)
@@ -76,6 +100,8 @@ def work(home: str, url: str | None, what: str, step: str | None, seed: int) -> 
     workspace = Workspace.open(Path(home), url)
     if what == "score":
         score_new(workspace, ScoreJob.of(source="rows", model="m", contamination=0.1, rows_per_part=25))
+    elif what == "series":
+        score_new(workspace, ScoreJob.of(source="series", model="s", rows_per_part=15))
     else:
         train(workspace, TrainJob.of(source="rows", model="t", fit={**FIT, "train": {**FIT["train"], "seed": seed}}))
 
@@ -133,19 +159,106 @@ class Bench:
         import polars as pl
 
         workspace = self.workspace
-        parts = workspace.scores.partitions(limit=1_000_000)
+        number, _ = workspace.sources.get("rows")
+        parts = [part for part in workspace.scores.partitions(number, limit=1_000_000) if part["model"] == "m"]
         frames = [pl.read_parquet(part["file"]) for part in parts]
         numbers = [number for frame in frames for number in frame["number"].to_list()]
-        stream = workspace.scores.stream(workspace.sources.get("rows")[0], "m")
+        stream = workspace.scores.stream(number, "m")
         wrong = sum(part["rows"] != frame.height for part, frame in zip(parts, frames, strict=True))
         wrong += stream.rows != sum(part["rows"] for part in parts)
         wrong += stream.revision != len(parts)
-        alerts = workspace.scores.alerts(1_000_000)
+        alerts = workspace.scores.alerts(1_000_000, "rows")
         wrong += len(alerts) != sum(part["flagged"] for part in parts)
         workspace.runs.settle()
         wrong += sum(run["status"] == "running" for run in workspace.runs.latest(1000))
         lost, twice = self.count - len(set(numbers)), len(numbers) - len(set(numbers))
         return {"lost": lost, "twice": twice, "wrong": wrong, "left over": len(workspace.clean(grace=0).left_over)}
+
+
+class Series:
+    """A series beside the table of a bench."""
+
+    def __init__(self, bench: Bench) -> None:
+        from tabdiff.loading import load_series
+        from tabdiff.operations import TrainJob, train
+
+        self.bench, self.data, self.count = bench, bench.folder / "series", HISTORY
+        (self.data / "new").mkdir(parents=True)
+        (self.data / "old").mkdir()
+        readings(0, HISTORY, bench.seed).write_parquet(self.data / "old" / "0.parquet")
+        sources = bench.workspace.sources
+        sources.add("history", location=str(self.data / "old"), settle=0.0)
+        sources.add("series", location=str(self.data / "new"), settle=0.0)
+        series = {"time": "minute", "entity": "machine", "window": WINDOW}
+        fit = {"network": FIT["network"], "train": {"steps": 2}, "series": series}
+        train(bench.workspace, TrainJob.of(source="history", model="s", fit=fit))
+        folder = bench.workspace.models.get("s").folder
+        assert folder is not None
+        self.model = load_series(folder / "bundle")
+
+    def grow(self) -> None:
+        """New files of both machines."""
+        for _ in range(FILES):
+            temporary = self.data / f".{self.count}.tmp"
+            readings(self.count, PLACES, self.bench.seed).write_parquet(temporary)
+            temporary.rename(self.data / "new" / f"{self.count:08d}.parquet")
+            self.count += PLACES
+
+    def run(self) -> None:
+        """One ordinary run."""
+        from tabdiff.operations import ScoreJob, score_new
+
+        score_new(self.bench.workspace, ScoreJob.of(source="series", model="s", rows_per_part=15))
+
+    def examine(self) -> dict[str, int]:
+        """Places against the whole scored at once, and alerts against each other."""
+        import numpy as np
+        import polars as pl
+
+        workspace = self.bench.workspace
+        stream = workspace.scores.stream(workspace.sources.get("series")[0], "s")
+        files = [file for _, file in workspace.scores.files(stream)[1] if file]
+        keys = ["machine", "minute"]
+        found = pl.concat([pl.read_parquet(file) for file in files]).sort(keys)
+        frame = readings(HISTORY, self.count - HISTORY, self.bench.seed)
+        whole = self.model.score(frame).places
+        final = whole.filter(pl.col("minute") < self.count - WINDOW)
+        joined = final.join(found.unique(keys), on=keys, how="inner", suffix=" found")
+        pair = [joined[name].fill_null(-1.0).to_numpy() for name in ("score", "score found")]
+        wrong = int((~np.isclose(*pair, rtol=1e-9, atol=1e-12)).sum())
+        wrong += int((joined["flagged"] != joined["flagged found"]).sum())
+        wrong += stream.rows != frame.height
+        alerts = workspace.scores.alerts(1_000_000, "series")
+        alerts = sorted(alerts, key=lambda alert: (alert["entity"], alert["first_place"]))
+        wrong += sum(
+            after["entity"] == before["entity"] and after["first_place"] <= before["last_place"]
+            for before, after in itertools.pairwise(alerts)
+        )
+        workspace.runs.settle()
+        wrong += sum(run["status"] == "running" for run in workspace.runs.latest(1000))
+        lost, twice = final.height - joined.height, found.height - found.unique(keys).height
+        left_over = len(workspace.clean(grace=0).left_over)
+        return {"lost": lost, "twice": twice, "wrong": wrong, "left over": left_over}
+
+
+def series(bench: Bench, times: int) -> dict[str, Any]:
+    """SIGKILL at a random moment of reading, judging or writing; in every other round a second run is at work."""
+    own = Series(bench)
+    total: dict[str, Any] = {"faults": 0, "lost": 0, "twice": 0, "wrong": 0, "left over": 0}
+    rng = random.Random(bench.seed)
+    attempts = 0
+    while total["faults"] < times and attempts < 4 * times:
+        attempts += 1
+        own.grow()
+        processes = [bench.start("series", rng.choice(list(OF_SERIES)))]
+        processes += [bench.start("series", None)] if attempts % 2 else []
+        for process in processes:
+            process.join()
+            assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+        total["faults"] += processes[0].exitcode != 0
+        own.run()
+        _add(total, own.examine())
+    return total
 
 
 def kills(bench: Bench, step: str, times: int) -> dict[str, Any]:
@@ -355,6 +468,7 @@ def main() -> int:
         "source with another schema": during(other_schema),
         "clock jump": during(clock_jump),
         "two schedulers at once": together,
+        "series: kill -9 at any step": series,
     }
     if options.tmpfs:
         scenes["disk full"] = during(full_disk(options.tmpfs))

@@ -1,4 +1,4 @@
-"""A workspace with real results to look at: pumps of which one failed last night, tumours, and penguins.
+"""A workspace with real results to look at: pumps of which one failed last night (a series), tumours, and penguins (tables).
 
 Tumours and penguins are real tables that packages bring. The pumps are simulated, as no package brings such readings: what makes a
 pump fail here is written below, and the model is told none of it.
@@ -23,6 +23,7 @@ from tabdiff.store import Workspace
 SOURCES = ("pumps", "tumours", "penguins")
 FAILED = "pump-3"
 _PUMPS, _EVERY, _DAYS, _NEW = 4, 15, 14, 3  # machines, minutes between readings, days in all, days that are scored
+_WINDOW = 32  # places, eight hours; what is newer than that is provisional
 _SEED = 7
 _PLAN = """# Schedules of the demo; `tabdiff flows serve` runs them.
 timezone = "UTC"
@@ -31,7 +32,7 @@ timezone = "UTC"
 name = "pumps-hourly"
 flow = "score"
 cron = "5 * * * *"
-job = { source = "pumps", model = "pumps", fdr = 0.05 }
+job = { source = "pumps", model = "pumps", alerts_per_day = 0.1 }
 
 [[schedules]]
 name = "pumps-watch"
@@ -156,16 +157,20 @@ def make(
     if not plan.exists():
         plan.write_text(_PLAN, encoding="utf-8")
     found: dict[str, Any] = {}
-    options: dict[str, dict[str, Any]] = {"pumps": {"fdr": 0.05}, "tumours": {"contamination": 0.05}}
+    options: dict[str, dict[str, Any]] = {"pumps": {"alerts_per_day": 0.1}, "tumours": {"contamination": 0.05}}
     keys = {"pumps": ("time", "machine"), "tumours": ("tumour",), "penguins": ()}
-    roles = {"pumps": {"time": {"role": "time"}, "machine": {"role": "entity"}}, "tumours": {"tumour": {"role": "id"}}}
+    roles = {"tumours": {"tumour": {"role": "id"}}}
+    series = {"pumps": {"series": {"time": "time", "entity": "machine", "window": _WINDOW}}}
     fit = {"train": {"steps": steps, "evaluate_every": 50}}
     for name in SOURCES:
         where = folder / name
         _write(where, fitted[name])
         workspace.sources.add(name, location=str(where), keys=keys[name])
         step(f"fitting {name}")
-        result = train(workspace, TrainJob.of(source=name, model=name, fit=fit, columns=roles.get(name, {})))
+        result = train(
+            workspace,
+            TrainJob.of(source=name, model=name, fit={**fit, **series.get(name, {})}, columns=roles.get(name, {})),
+        )
         found[name] = {"version": result["version"], "rows": 0, "flagged": 0}
         if name not in options:
             continue

@@ -21,5 +21,5 @@ def test_every_row_is_scored_once_whatever_happens(database_url: str) -> None:
     done = subprocess.run(call, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + (3 if "--only" in call else 9)
+    assert len(rows) == 1 + (3 if "--only" in call else 10)
     assert all(row.split("|")[2].strip() == "2" for row in rows[1:])

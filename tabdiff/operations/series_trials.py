@@ -174,12 +174,12 @@ def _wide(model: SeriesModel) -> SeriesModel:
 
 
 def _rows(model: SeriesModel, recording: Recording, frame: pl.DataFrame, keep: np.ndarray) -> pl.DataFrame:
-    """Places as rows of a table."""
+    """Places as rows of a table, typed as those of the fit."""
     grid = model.plan.grid
     keys = {grid.time: grid.stamp(recording.first + np.arange(frame.height))}
     if grid.entity is not None:
         keys[grid.entity] = pl.repeat(str(recording.entity), frame.height, eager=True)
-    return frame.with_columns(**keys).filter(pl.Series(keep))
+    return model.schema.restore(frame.with_columns(**keys).filter(pl.Series(keep)))
 
 
 def _stretches(scores: SeriesScores, model: SeriesModel) -> np.ndarray:
@@ -195,7 +195,7 @@ def _stretches(scores: SeriesScores, model: SeriesModel) -> np.ndarray:
 
 
 def _expectation_error(model: SeriesModel, recordings: list[Recording], scores: SeriesScores) -> dict[str, float]:
-    values = pl.concat([_rows(model, each, each.frame, each.recorded) for each in recordings])
+    values = pl.concat([each.frame.filter(pl.Series(each.recorded)) for each in recordings])
     costs = []
     for name in model.expectation.columns():
         truth, expected = values[name].to_physical().cast(pl.Float64), scores.expected[name]
