@@ -11,7 +11,7 @@ import streamlit as st
 from dashboard import access, alert, charts, event, queries, state, triage, welcome
 from dashboard.stories import Story
 from dashboard.text import csv_bytes, literal, plain
-from tabdiff.errors import TabdiffError
+from tabdiff.errors import StoreError, TabdiffError
 from tabdiff.store.triage import Filter
 
 _ROWS = 50  # of a page of the queue
@@ -228,17 +228,25 @@ def _threshold() -> None:
     labels = {f"{line['source']} by {line['model']}": line for line in streams}
     name = st.selectbox("Source and model", list(labels), key="stream", bind="query-params", width=360)
     line = labels[name]
-    found = triage.thresholds(line["source"], line["model"])
+    try:
+        found = triage.thresholds(line["source"], line["model"])
+    except StoreError as error:
+        st.info(plain(error, 500))
+        return
+    series = found.stretches_per_day is not None
+    what = "stretches" if series else "rows"
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        rows = st.number_input(
-            "Rows a day",
-            min_value=1.0,
-            value=float(round(found.rows_per_day)),
-            key=f"rows-{found.stream_id}",
-            width=160,
-            format="%.0f",
-            help="Measured from the times of the rows, if they have any.",
-        )
+        rows = found.rows_per_day
+        if not series:
+            rows = st.number_input(
+                "Rows a day",
+                min_value=1.0,
+                value=float(round(rows)),
+                key=f"rows-{found.stream_id}",
+                width=160,
+                format="%.0f",
+                help="Measured from the times of the rows, if they have any.",
+            )
         choices = found.choices(rows)
         if not choices:
             st.warning("Calibration has too few rows to tell of alerts a day at this rate.")
@@ -246,7 +254,9 @@ def _threshold() -> None:
         usual = found.saved.get("alerts_per_day")
         start = min(choices, key=lambda choice: abs(choice - (usual or 5)))
         asked = st.select_slider(
-            "Alerts a day that normal rows may raise",
+            "Alerts a day that normal stretches of one recording may raise"
+            if series
+            else "Alerts a day that normal rows may raise",
             choices,
             value=start,
             format_func=_number,
@@ -264,9 +274,12 @@ def _threshold() -> None:
     with st.container(horizontal=True):
         per_day = "unknown" if would["per_day"] is None else _number(would["per_day"])
         st.metric(
-            "Alerts a day so far", per_day, border=True, help="How many of the rows that were scored lie above, by day."
+            "Alerts a day so far",
+            per_day,
+            border=True,
+            help=f"How many of the {what} that were scored lie above, by day.",
         )
-        st.metric("Rows above", f"{would['flagged']:,} of {found.rows:,}", border=True)
+        st.metric(f"{what.capitalize()} above", f"{would['flagged']:,} of {found.rows:,}", border=True)
         precision = "no verdicts" if would["precision"] is None else f"{would['precision']:.0%}"
         judged = would["confirmed"] + would["false_alarms"]
         st.metric(
@@ -280,7 +293,7 @@ def _threshold() -> None:
     )
     if access.may("admin"):
         st.text_input("Note", key="rule-note", max_chars=1000, placeholder="Why? (optional)")
-        rule = {"alerts_per_day": float(asked), "rows_per_day": float(rows)}
+        rule = found.as_rule(asked, rows)
         with st.container(horizontal=True):
             st.button(
                 "Save this threshold",
