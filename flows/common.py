@@ -60,7 +60,7 @@ def workspace() -> Workspace:
 def show_anomalies(where: Workspace, run: int, name: str) -> None:
     """A table of the highest alerts of a run: which rows or events, and which columns say so; a picture of the scores, or of the worst event.
 
-    Values stay in the workspace, but for the sensor of that picture.
+    Values stay in the workspace: of an event machine and time are shown, and the course of a sensor without a scale.
     """
     alerts = where.scores.alerts(20, run_id=run)
     rows = [

@@ -19,6 +19,7 @@ from tabdiff.runtime import Runtime
 from tabdiff.windows import Span, Stitch, cut, window_starts
 
 UNUSUAL = 0.1  # p-value
+_TOGETHER = 8  # windows: products of matrices of one to three rows are summed in another order than those of more
 _CELLS = 4_000_000  # numbers in the errors of one chunk of windows: memory does not grow with the series
 
 
@@ -72,8 +73,9 @@ class TrackScorer:
         chunk = max(1, min(self.runtime.chunk_rows, _CELLS // (self.length * views * self.stitch.columns)))
         for begin in range(0, len(starts), chunk):
             some = starts[begin : begin + chunk]
-            windows, seen = cut(self._x, some, self.length), self._present[some[:, None] + np.arange(self.length)]
-            self.stitch.add(some, self.runtime.score(windows, seen))
+            whole = np.resize(some, -(-len(some) // _TOGETHER) * _TOGETHER)
+            windows, seen = cut(self._x, whole, self.length), self._present[whole[:, None] + np.arange(self.length)]
+            self.stitch.add(some, self.runtime.score(windows, seen)[: len(some)])
         return self._take(max(0, len(self._recorded) - (self.length - 1)))
 
     def finish(self) -> PlaceErrors:

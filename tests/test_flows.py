@@ -20,7 +20,7 @@ from flows import deploy
 from tabdiff.errors import ConfigError
 from tests.databases import Postgres
 from tests.prefect_server import ROOT, TABDIFF, Server, prefect_server, wait_for
-from tests.workspaces import QUICK, files_without_a_row, orders, scored_ids, with_champion
+from tests.workspaces import QUICK, broken, files_without_a_row, fleet, orders, scored_ids, with_champion
 
 pytestmark = [pytest.mark.slow]
 
@@ -100,15 +100,20 @@ from flows.deploy import prepare
 from tabdiff.store import Workspace
 prepare(Workspace.open().home)
 from flows.monitor import monitor
+from flows.score import score
 from flows.synthesize import synthesize
 from flows.train import train
-from tabdiff.operations import MonitorJob, SynthesizeJob, TrainJob
+from tabdiff.operations import MonitorJob, ScoreJob, SynthesizeJob, TrainJob
 fit = json.loads(sys.argv[1])
+series = {**fit, "train": {"steps": 1}, "series": {"time": "at", "entity": "machine", "window": 16}}
 results = [
     train(TrainJob(source="orders", model="second", fit=fit, evaluation_share=0.3)),
     train(TrainJob(source="orders", model="second", fit=fit, evaluation_share=0.3)),
     synthesize(SynthesizeJob(model="second", rows=20, sample={"steps": 2})),
     monitor(MonitorJob(source="orders", model="second")),
+    train(TrainJob(source="history", model="fleet", fit=series)),
+    score(ScoreJob(source="fleet", model="fleet")),
+    monitor(MonitorJob(source="fleet", model="fleet")),
 ]
 print("RESULTS", json.dumps(results))
 """
@@ -117,16 +122,28 @@ print("RESULTS", json.dumps(results))
 def test_train_draw_and_watch_as_flows(server: Server) -> None:
     data = Path(server.workspace.sources.get("orders")[1].location)
     orders(200, 1000, seed=2).write_parquet(data / "more.parquet")
+    for name, frame in (("history", fleet(0, 300)), ("fleet", broken(fleet(300, 120), "right", 340, 360))):
+        (data.parent / name).mkdir()
+        frame.write_parquet(data.parent / name / "0.parquet")
+        server.workspace.sources.add(name, location=str(data.parent / name))
     call = [sys.executable, "-c", _IN_PROCESS, json.dumps(QUICK)]
     done = subprocess.run(
         call, env=server.environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400
     )
     assert "RESULTS" in done.stdout, done.stdout + done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULTS "))
-    first, second, drawn, watched = json.loads(line.removeprefix("RESULTS "))
+    first, second, drawn, watched, fitted, scored, looked = json.loads(line.removeprefix("RESULTS "))
     assert (first["decision"], first["new"], second["new"], drawn["rows"]) == ("promoted", True, False, 20)
     assert watched["verdict"] in ("fine", "drifted", "odd rows")
-    keys = {artifact["key"]: artifact["type"] for artifact in server.ask("/artifacts/filter")}
+    # A series goes through the same flows: its events are the table, the worst of them the picture.
+    assert (fitted["decision"], scored["rows"], looked["freshness"]["stopped"]) == ("promoted", 240, {})
+    artifacts = {artifact["key"]: artifact for artifact in server.ask("/artifacts/filter")}
+    told = json.loads(artifacts["tabdiff-anomalies-fleet"]["data"])
+    assert len(told) == scored["alerts"]
+    assert (told[0]["entity"], told[0]["from"][:15]) == ("right", "2026-03-01 05:3")
+    assert told[0]["columns that say so"].startswith("pressure")
+    assert artifacts["tabdiff-series-fleet"]["data"].startswith("data:image/svg+xml;base64,")
+    keys = {key: artifact["type"] for key, artifact in artifacts.items()}
     wanted = {
         "tabdiff-progress-second": "progress",
         "tabdiff-decision-second": "markdown",

@@ -31,9 +31,8 @@ from tabdiff.series_model import SeriesModel
 from tabdiff.store import Workspace
 from tabdiff.store.triage import Filter
 from tests.databases import Postgres
-from tests.workspaces import files_without_a_row
+from tests.workspaces import START, broken, files_without_a_row, fleet, minute
 
-START = datetime(2026, 3, 1)
 WINDOW, FITTED = 16, 400
 FIT: dict[str, Any] = {
     "series": {"time": "at", "entity": "machine", "window": WINDOW},
@@ -41,38 +40,6 @@ FIT: dict[str, Any] = {
     "network": {"width": 16, "blocks": 1},
 }
 ALL = Filter(state="all")
-
-
-def fleet(first: int, count: int, every: int = 60) -> pl.DataFrame:
-    """Two machines: a cycle, one that follows it, a level, a switch; a row each minute. A place has the same values in every call."""
-    parts = []
-    for index, machine in enumerate(("left", "right")):
-        steps = np.arange(first, first + count)
-        noise = np.stack([np.random.default_rng([index, step]).normal(size=3) for step in steps.tolist()])
-        cycle = np.sin(2 * np.pi * steps / 24 + index)
-        part = pl.DataFrame(
-            {
-                "machine": [machine] * count,
-                "at": [START + timedelta(seconds=every * step) for step in steps.tolist()],
-                "flow": 10 + 3 * cycle + 0.2 * noise[:, 0],
-                "pressure": 4 + cycle + 0.1 * noise[:, 1],
-                "level": 50 + noise[:, 2],
-                "pump": np.where(cycle > 0, "on", "off"),
-            }
-        )
-        parts.append(part)
-    return pl.concat(parts).sort("at", "machine")
-
-
-def broken(frame: pl.DataFrame, machine: str, first: int, last: int, shift: float = 1.5) -> pl.DataFrame:
-    """The pressure of one machine too high from one place to another."""
-    at = pl.col("at")
-    inside = (pl.col("machine") == machine) & (at >= minute(first)) & (at <= minute(last))
-    return frame.with_columns(pl.when(inside).then(pl.col("pressure") + shift).otherwise("pressure").alias("pressure"))
-
-
-def minute(step: int) -> datetime:
-    return START + timedelta(minutes=step)
 
 
 @pytest.fixture(scope="module")
@@ -520,6 +487,18 @@ def test_an_event_is_inspected_and_drawn(scored: Workspace) -> None:
     assert drawn.count("<circle") == int(expected["flagged"].sum())
     assert _where(alert)["entity"] == "right"
     assert _where(alert)["to"].endswith("...") == alert["open"]
+
+
+def test_a_saved_rule_decides_on_the_next_places(scored: Workspace, data: Path, model: SeriesModel) -> None:
+    stream = scored.scores.stream(1, "fleet")
+    scored.triage.save_rule(stream.id, {"alerts_per_day": 80.0, "rows_per_day": 90.0}, author="ann")
+    frame = fleet(FITTED + 140, 60)
+    frame.write_parquet(data / "9.parquet")
+    assert score(scored)["rule"] == {"alerts_per_day": 80.0}  # how many stretches a day has a series knows itself
+    threshold = np.sort(model.blocks)[len(model.blocks) - int(80.0 / 90.0 * (len(model.blocks) + 1))]
+    found = places(scored).filter(pl.col("at") >= minute(FITTED + 140))
+    assert found["flagged"].equals((found["score"] > threshold).alias("flagged"))
+    assert found["flagged"].sum() > 0
 
 
 def test_monitoring_tells_drift_from_events_and_names_who_is_silent(workspace: Workspace, data: Path) -> None:

@@ -1,15 +1,18 @@
-"""What tests of the workspace share: a workspace with a champion, and tables whose rows can be told apart."""
+"""What tests of the workspace share: a workspace with a champion, tables whose rows can be told apart, machines with sensors."""
 
 from __future__ import annotations
 
 import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from tabdiff.store import Workspace
 from tests.conftest import make_mixed_table
 
+START = datetime(2026, 3, 1)
 QUICK = {"network": {"width": 16, "blocks": 1}, "train": {"steps": 30, "batch_size": 64}}
 
 
@@ -39,3 +42,35 @@ def scored_ids(workspace: Workspace) -> list[int]:
 def files_without_a_row(workspace: Workspace) -> list[str]:
     """What `gc` would take."""
     return workspace.clean(grace=0, dry_run=True).left_over
+
+
+def fleet(first: int, count: int, every: int = 60) -> pl.DataFrame:
+    """Two machines: a cycle, one that follows it, a level, a switch; a row each minute. A place has the same values in every call."""
+    parts = []
+    for index, machine in enumerate(("left", "right")):
+        steps = np.arange(first, first + count)
+        noise = np.stack([np.random.default_rng([index, step]).normal(size=3) for step in steps.tolist()])
+        cycle = np.sin(2 * np.pi * steps / 24 + index)
+        part = pl.DataFrame(
+            {
+                "machine": [machine] * count,
+                "at": [START + timedelta(seconds=every * step) for step in steps.tolist()],
+                "flow": 10 + 3 * cycle + 0.2 * noise[:, 0],
+                "pressure": 4 + cycle + 0.1 * noise[:, 1],
+                "level": 50 + noise[:, 2],
+                "pump": np.where(cycle > 0, "on", "off"),
+            }
+        )
+        parts.append(part)
+    return pl.concat(parts).sort("at", "machine")
+
+
+def broken(frame: pl.DataFrame, machine: str, first: int, last: int, shift: float = 1.5) -> pl.DataFrame:
+    """The pressure of one machine too high from one place to another."""
+    at = pl.col("at")
+    inside = (pl.col("machine") == machine) & (at >= minute(first)) & (at <= minute(last))
+    return frame.with_columns(pl.when(inside).then(pl.col("pressure") + shift).otherwise("pressure").alias("pressure"))
+
+
+def minute(step: int) -> datetime:
+    return START + timedelta(minutes=step)

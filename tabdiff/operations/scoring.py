@@ -129,6 +129,8 @@ def _judge(workspace: Workspace, job: ScoreJob, source_id: int, spec: SourceSpec
     if job.saved_rule:
         rule = workspace.triage.rule(workspace.scores.stream(source_id, job.model).id) or rule
     if isinstance(model, SeriesModel):
+        if rule != job.rule:  # a saved one may say how many rows come a day; a series knows that itself
+            rule = {name: value for name, value in rule.items() if name != "rows_per_day"}
         return SeriesJudge(workspace, model, version, spec, rule, job.max_alerts)
     return RowJudge(model, version, spec, rule, job.max_alerts)
 
