@@ -80,11 +80,12 @@ def _filters() -> Filter:
 
 
 def _lines(alerts: list[dict[str, Any]]) -> pl.DataFrame:
+    zone = state.zone()
     lines = pl.DataFrame(
         [
             {
                 "Severity": alert.SEVERITY[one["severity"]],
-                "When": one["when"],
+                "When": one["when"].astimezone(zone).replace(tzinfo=None),
                 "Lasted": event.lasted(one),
                 "About": literal(one["entity"] or one["source"]),
                 "Because": literal(event.because(one)),
@@ -117,7 +118,7 @@ def _queue(chosen: Filter) -> None:
     alerts = triage.queue(chosen, False, _ROWS, (page - 1) * _ROWS)
     st.session_state["_numbers"] = [one["id"] for one in alerts]
     columns = {
-        "When": st.column_config.DatetimeColumn(timezone=str(state.zone()), format="D MMM YYYY, HH:mm"),
+        "When": st.column_config.DatetimeColumn(format="D MMM YYYY, HH:mm"),
         "Because": st.column_config.TextColumn(width=330),
         "p-value": st.column_config.NumberColumn(format="%.2g"),
         "Score": st.column_config.NumberColumn(format="%.1f"),

@@ -143,8 +143,8 @@ def tuning(workspace: Workspace, source: str, model: str) -> Tuning:
 
 def _stretches(frame: pl.LazyFrame, about: dict[str, Any]) -> pl.DataFrame:
     """The highest score of each stretch of a window, of each recording: what calibration calls a block."""
-    stretch = pl.duration(microseconds=about["interval_us"] * about["window"])
-    begun = (pl.col(about["time"]) - pl.col(about["time"]).min()) // stretch
+    passed = (pl.col(about["time"]) - pl.col(about["time"]).min()).dt.total_microseconds()
+    begun = passed // (about["interval_us"] * about["window"])
     keys = [begun.alias("stretch"), *([pl.col(about["entity"])] if about["entity"] is not None else [])]
     scored = frame.filter(pl.col("score").is_not_null())
     return scored.group_by(keys).agg(pl.col("score").max(), pl.col(about["time"]).min()).collect()
