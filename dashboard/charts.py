@@ -65,7 +65,11 @@ def _ticks(end: float) -> list[float]:
 
 
 def histogram(
-    edges: Sequence[float], counts: Sequence[int], thresholds: Mapping[str, float], judged: Sequence[tuple[float, bool]]
+    edges: Sequence[float],
+    counts: Sequence[int],
+    thresholds: Mapping[str, float],
+    judged: Sequence[tuple[float, bool]],
+    what: str = "rows",
 ) -> Chart:
     """Scores on a log scale with thresholds as lines and judged alerts as marks.
 
@@ -74,6 +78,7 @@ def histogram(
         counts: rows in each bin.
         thresholds: scores, by what they are called.
         judged: (score, whether confirmed).
+        what: is counted.
     """
     bars = [
         {"low": low, "high": high, "rows": count, "drawn": math.log10(1 + count), "zero": 0, "from": 10**low - 1}
@@ -89,10 +94,13 @@ def histogram(
             y2="zero:Q",
             y=alt.Y(
                 "drawn:Q",
-                title="rows (log scale)",
+                title=f"{what} (log scale)",
                 axis=alt.Axis(labelExpr=_BACK, values=_ticks(math.log10(1 + max(counts)))),
             ),
-            tooltip=[alt.Tooltip("from:Q", format=".3~r", title="score from"), alt.Tooltip("rows:Q", format=",")],
+            tooltip=[
+                alt.Tooltip("from:Q", format=".3~r", title="score from"),
+                alt.Tooltip("rows:Q", format=",", title=what),
+            ],
         )
     )
     lines = [

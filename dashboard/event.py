@@ -110,7 +110,13 @@ def _lanes(alert: dict[str, Any], frame: pl.DataFrame, trace: Trace, verdict: st
         ends = [min(ends[0], alert["at"]), max(ends[1], alert["ended"] or alert["at"])]
     picture = lanes.draw(frame, trace, sensors, [alert], {alert["id"]: verdict}, (ends[0], ends[1]), zoom=False)
     st.echarts_chart(picture.option, height=picture.height, key=f"around-{alert['id']}", alt=picture.words)
-    st.caption("Blue line: recorded. Grey band: what was expected. Shaded: the event.")
+    late = alert["ended"] is not None and isinstance(ends[0], datetime) and frame["end"][-1] < alert["ended"]
+    after = (
+        f" What came after {plain(state.local(frame['end'][-1]))} is not final yet, and drawn when it is."
+        if late
+        else ""
+    )
+    st.caption(f"Blue line: recorded. Grey band: what was expected. Shaded: the event.{after}")
 
 
 def more(alert: dict[str, Any], found: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ it stands for. Colours are told apart by colour-blind readers, and states are sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -247,7 +248,8 @@ def _y(lane: int, name: str, category: bool, top: float | None) -> dict[str, Any
         "axisLabel": {"width": 50, "overflow": "truncate", "hideOverlap": True},
     }
     if top is not None:  # the threshold is on the axis even where nothing comes near it
-        return axis | {"min": 0, "max": float(f"{top:.3g}"), "splitNumber": 3}
+        half = 10 ** math.floor(math.log10(top)) / 2
+        return axis | {"min": 0, "max": math.ceil(top / half) * half, "splitNumber": 3}
     return axis if category else axis | {"scale": True, "splitNumber": 3}
 
 

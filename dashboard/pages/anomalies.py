@@ -287,7 +287,7 @@ def _threshold() -> None:
             "Precision", precision, border=True, help=f"Confirmed among {judged} judged alerts above the threshold."
         )
         st.metric("Confirmed below", would["missed"], border=True, help="Confirmed anomalies that would not be alerts.")
-    chart = charts.histogram(found.edges, found.counts, lines, found.judged)
+    chart = charts.histogram(found.edges, found.counts, lines, found.judged, what)
     st.altair_chart(
         chart,
         alt=f"Histogram of {found.rows:,} scores with the threshold {would['threshold']:.3g}; {would['flagged']} lie above",

@@ -61,20 +61,12 @@ def _anomalies() -> None:
 
 def _sources() -> None:
     st.subheader("Sources")
-    lines = [
-        {
-            "State": triage.STATES[line["state"]],
-            "Source": plain(line["source"]),
-            "Model": plain(line["model"] or "none"),
-            "Why": plain(line["why"] or "scored, and like the rows of the fit"),
-            "Rows": f"{line['rows']:,}",
-            "Scored": plain(local(line["scored"]) or "never"),
-            "Watched": plain(local(line["watched"]) or "never"),
-        }
-        for line in triage.health()
-    ]
-    if lines:
-        st.markdown(table(lines[:_LINES]))
+    lines = triage.health()
+    for line in lines[:_LINES]:
+        name = plain(line["source"]) + (f" by {plain(line['model'])}" if line["model"] else ", no model")
+        facts = f"{line['rows']:,} rows, scored {ago(line['scored'])}, watched {ago(line['watched'])}"
+        why = plain(line["why"] or "scored, and like the rows of the fit")
+        st.markdown(f"**{triage.STATES[line['state']]}**: {name}  \n{why} ({facts})")
     if len(lines) > _LINES:
         st.caption(f"and {len(lines) - _LINES} more, in no worse state")
     plan, timezone = triage.schedules()

@@ -31,9 +31,8 @@ def _choose(found: list[Trace]) -> tuple[Trace, str | None, list[str], str | Non
         worst = triage.queue(Filter(source=trace.source, model=trace.model), False, 1, 0)
         entity = None
         if trace.entities:
-            first = worst[0]["entity"] if worst and worst[0]["entity"] in trace.entities else trace.entities[0]
-            index = trace.entities.index(first)
-            entity = st.selectbox(literal(trace.entity), trace.entities, index=index, key="about", width=190, **options)
+            _first("about", worst[0]["entity"] if worst and worst[0]["entity"] in trace.entities else None)
+            entity = st.selectbox(literal(trace.entity), trace.entities, key="about", width=190, **options)
         others = [name for name in trace.entities if name != entity][:500]
         before = [_STRETCH_BEFORE, *(_BEFORE if trace.interval_us else ())]
         beside = st.selectbox(
@@ -42,8 +41,15 @@ def _choose(found: list[Trace]) -> tuple[Trace, str | None, list[str], str | Non
     of_this = [one for one in worst if one["entity"] == entity or entity is None]
     told = [reason["column"] for one in of_this for reason in one["reasons"]]
     usual = sorted(trace.sensors, key=lambda name: told.index(name) if name in told else len(told))[:_LANES]
-    sensors = st.multiselect("Sensors", trace.sensors, default=usual, key="sensors", **options)
+    _first("sensors", usual)
+    sensors = st.multiselect("Sensors", trace.sensors, key="sensors", **options)
     return trace, entity, [name for name in trace.sensors if name in sensors], beside
+
+
+def _first(key: str, value: Any) -> None:
+    """What a widget shows at first, said in the address: a link must not change its meaning when something worse happens."""
+    if value and key not in st.session_state and key not in st.query_params:
+        st.session_state[key] = value
 
 
 def _place(text: str, like: recordings.Place) -> recordings.Place | None:
@@ -217,6 +223,11 @@ def _draw(trace: Trace, entity: str | None, sensors: list[str], beside: str | No
         )
         + "Mark a stretch with the tool at the top right to zoom in."
     )
+    if end > known[1]:
+        after = state.local(known[1]) if isinstance(known[1], datetime) else f"{known[1]}"
+        st.caption(
+            f"Places after {plain(after)} are fewer than a window: they are not final, and drawn when they are. Events in them are told already."
+        )
     _events(here, states)
 
 
