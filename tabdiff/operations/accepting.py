@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -14,8 +14,10 @@ from tabdiff.files import atomic_folder
 from tabdiff.operations.reading import newest_rows
 from tabdiff.operations.series_trials import canonical_times
 from tabdiff.operations.training import FITTED, REFERENCE
-from tabdiff.series_model import SeriesModel
 from tabdiff.store import Workspace
+
+if TYPE_CHECKING:
+    from tabdiff.series_model import SeriesModel
 
 _ROWS = 200_000  # newest rows of the source that are looked at
 _LEAST = 2  # of so many parts of a window one must have passed since the shift
@@ -41,6 +43,7 @@ def accept_level(workspace: Workspace, alert_id: int, author: str, note: str = "
         SchemaError: its rows do not fit the model any more.
     """
     from tabdiff.loading import load_any
+    from tabdiff.series_model import SeriesModel
 
     alert = workspace.triage.get(alert_id)
     if alert["kind"] != "event":

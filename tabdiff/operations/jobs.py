@@ -44,7 +44,9 @@ class ScoreJob(_Job):
     fdr: float | None = Field(None, gt=0, lt=1, description="flag so that about this share of flags is false")
     contamination: float | None = Field(None, gt=0, lt=1, description="flag this share of the rows of each part")
     alerts_per_day: float | None = Field(
-        None, gt=0, description="flag above the score that normal rows pass so often a day"
+        None,
+        gt=0,
+        description="flag above the score that normal rows (of a series: normal time of an entity) pass so often a day",
     )
     rows_per_day: float | None = Field(
         None, gt=0, description="rows that come in a day, for alerts_per_day; as in the fit if not given"
@@ -85,11 +87,11 @@ class TrainJob(_Job):
         0.1,
         gt=0,
         le=0.5,
-        description="rows that no version trains on, chosen by a hash of the row; at most 5,000 of them judge",
+        description="rows that no version trains on, chosen by a hash of the row (of a series: the last stretch of time); some of them judge",
     )
     warm_start: bool = Field(
         True,
-        description="begin with the champion's weights if columns and network are the same; half of the steps are planned then",
+        description="begin with the champion's weights if columns and network are the same; half of the steps are planned then; not of a series",
     )
     promote: Literal["auto", "ask", "never"] = Field(
         "auto", description="auto: by the rule of docs/workspace.md; ask: leave an event; never: only train and compare"

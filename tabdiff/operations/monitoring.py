@@ -114,6 +114,7 @@ def _series(
     except SchemaError as error:
         return _changed(error, found)
     found["schema"] = []
+    found["alerts"] = _alert_volume(parts, job.significance, model.window)
     if isinstance(newest, datetime):
         found["freshness"] = _age(newest.replace(tzinfo=now().tzinfo), job)
     found["freshness"]["stopped"] = {who: str(last) for who, last in stopped.items()}
@@ -188,8 +189,8 @@ def _age(newest: datetime | None, job: MonitorJob) -> dict[str, Any]:
     }
 
 
-def _alert_volume(parts: list[dict[str, Any]], significance: float) -> dict[str, Any]:
-    """The share of flags in the newest parts beside the parts before."""
+def _alert_volume(parts: list[dict[str, Any]], significance: float, dependent: int = 1) -> dict[str, Any]:
+    """The share of flags in the newest parts beside the parts before; of a series so many `dependent` places count as one."""
     counts = [
         (sum(p["flagged"] for p in some), sum(p["rows"] for p in some)) for some in (parts[:_PARTS], parts[_PARTS:])
     ]
@@ -200,6 +201,6 @@ def _alert_volume(parts: list[dict[str, Any]], significance: float) -> dict[str,
         before > 0
         and rows > 0
         and shares[0] > 2 * shares[1]
-        and drift.at_least_p_value(flags, rows, usual) < significance
+        and drift.at_least_p_value(flags // dependent, rows // dependent, usual) < significance
     )
     return {"share": shares[0], "earlier": shares[1] if before else None, "up": bool(up)}

@@ -11,7 +11,6 @@ from tabdiff.operations.judges import Judge, RowJudge
 from tabdiff.operations.late_rows import is_late, pieces
 from tabdiff.operations.new_rows import Finding
 from tabdiff.operations.reading import open_reader
-from tabdiff.operations.series_judge import SeriesJudge
 from tabdiff.store import Workspace
 from tabdiff.store.registry import Version
 from tabdiff.store.scores import LostRace, Stream
@@ -121,6 +120,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
 def _judge(workspace: Workspace, job: ScoreJob, source_id: int, spec: SourceSpec, version: Version) -> Judge:
     """The judge that the champion asks for."""
     from tabdiff.loading import load_any
+    from tabdiff.operations.series_judge import SeriesJudge
     from tabdiff.series_model import SeriesModel
 
     assert version.folder is not None  # an alias keeps its folder

@@ -2,7 +2,7 @@
 
 Events come in two kinds: those that have ended and are final, and those that are still going on or lie in the newest places, whose
 scores are provisional. An event belongs to the open alert of its entity that it touches; one that touches none is new. An open alert
-that no event touches any more has ended (or was never more than provisional) and stays as it was last told.
+that no event touches any more stays as it was last told, and is closed once its places are final: a provisional flag may come and go.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Seen:
 def settle(
     events: Sequence[Told],
     opened: Sequence[Mapping[str, Any]],
-    entities: set[str | None],
+    final: Mapping[str | None, int | None],
     *,
     reach: int,
     seen: Callable[[Told], Seen | None],
@@ -68,7 +68,7 @@ def settle(
     Args:
         events: of the entities that were looked at, final ones first, each kind in order of time.
         opened: open alerts of the stream, as `Scores.open_alerts` gives them.
-        entities: that were looked at; alerts of others stay as they are.
+        final: of the entities that were looked at, the place before which all are final; None for all. Alerts of others stay as they are.
         reach: places between an event and an alert within which they are the same.
         seen: what was recorded at the peak of an event; None if that is not known any more.
         stamp: time of a place.
@@ -76,7 +76,7 @@ def settle(
     """
     new: list[Alert] = []
     changed: dict[int, Alert] = {}
-    waiting = [alert for alert in opened if alert["entity"] in entities]
+    waiting = [alert for alert in opened if alert["entity"] in final]
     for event in events:
         match = next((alert for alert in waiting if _touches(event, alert, reach)), None)
         if match is None:
@@ -85,7 +85,9 @@ def settle(
             waiting.remove(match)
             changed[match["id"]] = _alert(match["row"], event, match, seen(event), stamp, time)
     for alert in waiting:
-        changed[alert["id"]] = closed(alert)
+        border = final[alert["entity"]]
+        if alert["kind"] != "event" or border is None or alert["last_place"] < border:
+            changed[alert["id"]] = closed(alert)
     return new, changed
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -17,8 +17,9 @@ from tabdiff.errors import TabdiffWarning
 from tabdiff.operations import drift
 from tabdiff.operations.jobs import MonitorJob
 from tabdiff.operations.series_trials import canonical_times
-from tabdiff.series_model import SeriesModel
-from tabdiff.tracks import prepared
+
+if TYPE_CHECKING:
+    from tabdiff.series_model import SeriesModel
 
 _FEWEST = 4  # windows of either side without which nothing is tested
 
@@ -29,6 +30,8 @@ def conformed(model: SeriesModel, rows: pl.DataFrame) -> tuple[pl.DataFrame, lis
     Raises:
         SchemaError: they do not fit the model.
     """
+    from tabdiff.tracks import prepared
+
     wide = prepared(rows, model.plan.config)
     known = {column.name for column in model.schema.columns}
     with warnings.catch_warnings():

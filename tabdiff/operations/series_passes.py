@@ -83,8 +83,9 @@ class SeriesPass:
             *self._told(tail, opened=True),
             *self._silences(final, tail, copied, touched, opened),
         ]
-        entities = {self._entity(key) for key in touched}
-        new, changed = self._settle(events, opened, entities, tables, kept.peaks)
+        first = {key: int(known["scorer"]["first"]) for key, known in state.entities.items()}
+        borders = {self._entity(key): first.get(key, place) for key, place in touched.items()}
+        new, changed = self._settle(events, opened, borders, tables, kept.peaks)
         later = Kept(state, held, self._waiting(values, state, touched), self._peaks(state, tables[0], kept.peaks))
         return Taken(later, _for_file(tables[0], self.model), new, changed, late)
 
@@ -93,8 +94,8 @@ class SeriesPass:
         held = kept.held if kept.held.width else None
         final = self._score(SeriesState(dict(kept.model.entities)), held, last=True)
         table = self._table(final, self._known(kept, held))
-        entities = {alert["entity"] for alert in opened} | {self._entity(key) for key in kept.model.entities}
-        new, changed = self._settle(self._told(final, opened=False), opened, entities, [table], kept.peaks)
+        everywhere = dict.fromkeys(alert["entity"] for alert in opened)
+        new, changed = self._settle(self._told(final, opened=False), opened, everywhere, [table], kept.peaks)
         return Taken(Kept(), _for_file(table, self.model), new, changed, pl.DataFrame())
 
     def stamp(self, place: int) -> Any:
@@ -229,7 +230,7 @@ class SeriesPass:
         self,
         events: Sequence[Told],
         opened: Sequence[Mapping[str, Any]],
-        entities: set[str | None],
+        borders: Mapping[str | None, int | None],
         tables: Sequence[pl.DataFrame | None],
         peaks: Mapping[str, dict[str, Any]],
     ) -> tuple[list[Alert], dict[int, Alert]]:
@@ -239,7 +240,7 @@ class SeriesPass:
             return Seen(kept["sensors"]) if found is None and kept and kept["place"] == event.peak else found
 
         reach = self.model.window
-        return settle(events, opened, entities, reach=reach, seen=seen, stamp=self.stamp, time=self.grid.time)
+        return settle(events, opened, borders, reach=reach, seen=seen, stamp=self.stamp, time=self.grid.time)
 
     def _entity(self, key: str) -> str | None:
         return entity_text(key) if self.grid.entity else None

@@ -25,10 +25,9 @@ from tabdiff.config import SeriesConfig
 from tabdiff.errors import TabdiffWarning
 from tabdiff.schema import Schema
 from tabdiff.series import Recording
-from tabdiff.series_model import SeriesModel
-from tabdiff.tracks import prepared
 
 if TYPE_CHECKING:
+    from tabdiff.series_model import SeriesModel
     from tabdiff.series_results import SeriesScores
 
 _MOST_JUDGING = 20_000  # rows
@@ -66,6 +65,8 @@ def canonical_times(frame: pl.DataFrame, config: SeriesConfig, schema: Schema | 
         SchemaError: the columns of times or entities are missing or cannot be read.
         ConfigError: there is no such time zone.
     """
+    from tabdiff.tracks import prepared
+
     assert config.time is not None  # whoever calls this has a series
     keys = [config.time, *([config.entity] if config.entity else [])]
     alone = config.model_copy(update={"sensor": None, "value": None})
@@ -168,6 +169,8 @@ def worse_figures(new: Mapping[str, float], old: Mapping[str, float], tolerance:
 
 def _wide(model: SeriesModel) -> SeriesModel:
     """The same model for rows that have one column for each sensor and times in UTC already."""
+    from tabdiff.series_model import SeriesModel
+
     series = model.bundle.config.series.model_copy(update={"sensor": None, "value": None, "time_zone": None})
     config = model.bundle.config.model_copy(update={"series": series})
     return SeriesModel(replace(model.bundle, config=config), model.runtime)
