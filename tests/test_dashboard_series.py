@@ -161,6 +161,12 @@ def test_an_address_that_asks_for_no_stretch_shows_everything(workspace: Workspa
     assert app.button(key="go-All").disabled
 
 
+def test_rows_are_not_drawn_from_a_series(workspace: Workspace) -> None:
+    app = opened("synthesize", model="pumps")
+    assert not app.error
+    assert not app.dataframe
+
+
 def test_the_first_look_is_at_what_is_worst(workspace: Workspace) -> None:
     app = opened("series")
     assert app.selectbox(key="about").value == "pump-4"
