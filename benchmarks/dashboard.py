@@ -4,14 +4,16 @@
 
 The workspace is real: a small model scores every row, in parts of a tenth, and a tenth of the alerts comes from each. Times are of a
 Chromium on the same machine, from the click (or the address) to the moment at which what was asked for is on the page, after
-one visit that warms the server. Ten people are ten tabs of one Chromium that all do the same at once, so on two cores the browser takes
-most of the time; `server CPU` says what one visit costs the server. Memory is that of the server's process, as RSS.
+one visit that warms the server. Ten people are ten tabs of one Chromium that all do the same at once, so on two cores the browsers take
+most of the time. What the server alone does is measured apart: web sockets that speak Streamlit's protocol, without a browser, ask
+for the same pages, and the processor time of server and of browsers is counted for each. Memory is that of the server's process, as RSS.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -30,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tabdiff.operations import ScoreJob, TrainJob, score_new, train
 from tabdiff.store import Workspace
+from tabdiff.store.triage import Filter
 from tests.browser import SIZES, dashboard
 
 PARTS, MACHINES = 10, 40
@@ -87,6 +90,58 @@ def cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def browsers(server: int) -> float:
+    """Seconds of processor time of everything that this process started, the server left out."""
+    children: dict[int, list[tuple[int, float]]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            ticks = sum(int(field) for field in fields[11:15])
+            children.setdefault(int(fields[1]), []).append((int(folder.name), ticks / os.sysconf("SC_CLK_TCK")))
+    found, open_ones = 0.0, [os.getpid()]
+    while open_ones:
+        for number, seconds in children.get(open_ones.pop(), []):
+            if number != server:
+                found += seconds
+                open_ones.append(number)
+    return found
+
+
+async def ask(url: str, pages: list[tuple[str, str]]) -> list[float]:
+    """Seconds until each page (name, query) is complete, for somebody who speaks Streamlit's protocol and draws nothing."""
+    from streamlit.proto.BackMsg_pb2 import BackMsg
+    from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+    from websockets.asyncio.client import connect
+
+    found = []
+    address = f"{url.replace('http', 'ws', 1)}/_stcore/stream"
+    async with connect(address, subprotocols=["streamlit"], origin=url, max_size=None) as socket:  # type: ignore[list-item,arg-type]
+        for page, query in pages:
+            message = BackMsg()
+            message.rerun_script.page_name, message.rerun_script.query_string = page, query
+            message.rerun_script.context_info.timezone = "Europe/Berlin"
+            started = time.monotonic()
+            await socket.send(message.SerializeToString())
+            while ForwardMsg.FromString(await socket.recv()).WhichOneof("type") != "script_finished":  # type: ignore[arg-type]
+                pass
+            found.append(time.monotonic() - started)
+    return found
+
+
+async def serve_only(url: str, pid: int, users: int, first: int) -> None:
+    """What the same way costs the server, without browsers."""
+    pages = [("", ""), ("anomalies", ""), ("anomalies", "entity=m7"), ("anomalies", f"alert={first}"), ("", "")]
+    names = ["overview", "queue", "filter", "alert", "overview again"]
+    await ask(url, pages)
+    print("\n| server without browsers | " + " | ".join(names) + " | server CPU of one visit |\n|---|" + "---|" * 6)
+    for many in (1, users):
+        before = cpu(pid)
+        together = await asyncio.gather(*(ask(url, pages) for _ in range(many)))
+        each = (cpu(pid) - before) / many
+        middle = [sorted(column)[len(column) // 2] for column in zip(*together, strict=True)]
+        print(f"| {many} at once, median s | " + " | ".join(f"{value:.3f}" for value in middle) + f" | {each:.2f} s |")
+
+
 async def timed(what: Callable[[], Awaitable[Any]]) -> float:
     started = time.monotonic()
     await what()
@@ -102,7 +157,7 @@ async def visit(context: Any, url: str, alerts: int) -> dict[str, float]:
     async def open_first() -> None:
         await page.goto(url, wait_until="commit")
         await counted.wait_for()
-        await page.locator("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg").first.wait_for()
+        await page.get_by_role("img", name="Bar chart of alerts by day").wait_for()
 
     async def to_queue() -> None:
         await page.get_by_role("link", name="Anomalies").click()
@@ -161,24 +216,24 @@ async def measure(url: str, pid: int, alerts: int, users: int, times: int) -> No
         print(f"server after its start: {rss(pid):.0f} MB")
         first = await somebody()
         print("very first visit: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in first.items()))
-        before = cpu(pid)
+        before, drawn = cpu(pid), browsers(pid)
         alone = [await somebody() for _ in range(times)]
-        each = (cpu(pid) - before) / times
+        each, drawing = (cpu(pid) - before) / times, (browsers(pid) - drawn) / times
         print(f"\n| one person, {times} visits | median s | worst s |\n|---|---|---|")
         for name in alone[0]:
             seconds = sorted(visit[name] for visit in alone)
             print(f"| {name} | {seconds[len(seconds) // 2]:.2f} | {seconds[-1]:.2f} |")
         print(
-            f"\nserver CPU: {each:.2f} s for one visit of five steps; {rss(pid):.0f} MB; load {os.getloadavg()[0]:.1f}"
+            f"\nCPU of one visit of five steps: server {each:.2f} s, browser {drawing:.2f} s; {rss(pid):.0f} MB; load {os.getloadavg()[0]:.1f}"
         )
-        before = cpu(pid)
+        before, drawn = cpu(pid), browsers(pid)
         together = await asyncio.gather(*(somebody() for _ in range(users)))
         print(f"\n| {users} people at once | median s | worst s |\n|---|---|---|")
         for name in together[0]:
             seconds = sorted(visit[name] for visit in together)
             print(f"| {name} | {seconds[len(seconds) // 2]:.2f} | {seconds[-1]:.2f} |")
         print(
-            f"\nserver CPU: {(cpu(pid) - before) / users:.2f} s for one visit; {rss(pid):.0f} MB; load {os.getloadavg()[0]:.1f}"
+            f"\nCPU of one visit: server {(cpu(pid) - before) / users:.2f} s, browser {(browsers(pid) - drawn) / users:.2f} s; {rss(pid):.0f} MB; load {os.getloadavg()[0]:.1f}"
         )
         await browser.close()
 
@@ -198,6 +253,8 @@ def main() -> None:
         if not (folder / "home").exists():
             fill(folder, options.rows, options.alerts)
         with dashboard(folder / "home", folder) as started:
+            number = Workspace.open(folder / "home").triage.numbers(Filter(), 1)[0]
+            asyncio.run(serve_only(started.url, started.process.pid, options.users, number))
             asyncio.run(measure(started.url, started.process.pid, options.alerts, options.users, options.times))
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import polars as pl
 import streamlit as st
 
-from dashboard import access, charts, queries, state, triage
+from dashboard import access, charts, event, queries, state, triage
 from dashboard.text import literal, plain
 from tabdiff.errors import TabdiffError
 
-VERDICTS = {"anomaly": "confirmed", "normal": "false alarm", "unsure": "unsure", "snooze": "snoozed"}
+VERDICTS = event.VERDICTS
 SEVERITY = {"high": "▲ high", "medium": "◆ medium", "low": "● low", "unrated": "○ unrated"}
 _SNOOZES = {"1 hour": 1, "8 hours": 8, "1 day": 24, "1 week": 168, "30 days": 720}
 _TONES = {"high": "red", "medium": "orange", "low": "blue", "unrated": "gray"}
@@ -72,7 +72,7 @@ def show(number: int) -> None:
     """
     alert = triage.alert(number)
     about = alert["entity"] or alert["source"]
-    st.subheader(f"Alert {number}: {plain(about)}, {plain(state.local(alert['when']))}")
+    st.subheader(f"Alert {number}: {plain(about)}, {plain(event.when_of(alert))}")
     with st.container(horizontal=True):
         st.badge(f"{SEVERITY[alert['severity']]} severity", color=_TONES[alert["severity"]])  # type: ignore[arg-type]
         st.badge(verdict_of(alert), color="gray" if verdict_of(alert) == "open" else "green")
@@ -81,24 +81,32 @@ def show(number: int) -> None:
         with st.container(border=True):
             st.markdown("**Verdict**")
             verdict_form([number], f"alert-{number}")
+            event.accept_form(alert)
         _history(alert["history"])
         _facts(alert)
     with left:
         place = st.empty()
-        with place.container():
-            _stored(alert)
+        if alert["kind"] == "row":
+            with place.container():
+                _stored(alert)
         try:
-            found = triage.explained(number)
+            found = triage.explained(number) if alert["kind"] == "row" else triage.inspected(number)
         except TabdiffError as error:
             st.warning(plain(f"A closer look is not possible: {error}", 1000))
             found = None
         if found is not None:
             with place.container():
-                _explained(found)
-    if found is not None:
+                if alert["kind"] == "row":
+                    _explained(found)
+                else:
+                    event.show(alert, found, verdict_of(alert))
+    if found is not None and alert["kind"] == "row":
         _more(alert, found)
-    else:
-        _cases(number)
+        return
+    if found is not None:
+        event.more(alert, found)
+    st.markdown("**Similar past cases**")
+    _cases(number)
 
 
 def _sentence(value: Any, low: Any, high: Any, expected: Any) -> str:
@@ -211,12 +219,15 @@ def _history(history: list[dict[str, Any]]) -> None:
 
 def _facts(alert: dict[str, Any]) -> None:
     beyond = (
-        f"{alert['excess']:.1f} × the most abnormal row of calibration" if alert["excess"] is not None else "not rated"
+        f"{alert['excess']:.1f} × the most abnormal {'row' if alert['kind'] == 'row' else 'stretch'} of calibration"
+        if alert["excess"] is not None
+        else "not rated"
     )
     facts = {
         "Score": f"{alert['score']:.4g}, {beyond}",
-        "p-value": f"{alert['p_value']:.2g}: the share of normal rows that score as high",
-        "Source": f"{plain(alert['source'])}, {plain(alert['unit'])}, row {alert['row']}",
+        "p-value": f"{alert['p_value']:.2g}: the share of normal {'rows' if alert['kind'] == 'row' else 'stretches'} that score as high",
+        "Source": f"{plain(alert['source'])}, {plain(alert['unit'])}"
+        + (f", row {alert['row']}" if alert["kind"] == "row" else ""),
         "Model": plain(alert["model"]),
         "Scored": plain(state.local(alert["created"])),
     }

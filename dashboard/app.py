@@ -17,6 +17,7 @@ PAGES = {
     "Watch": [
         ("overview", "Overview", ":material/dashboard:"),
         ("anomalies", "Anomalies", ":material/troubleshoot:"),
+        ("series", "Series", ":material/timeline:"),
     ],
     "Make": [
         ("synthesize", "Synthesize", ":material/auto_awesome:"),

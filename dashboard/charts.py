@@ -21,42 +21,8 @@ def _data(rows: Sequence[Mapping[str, Any]]) -> Any:
     return alt.Data(values=list(rows))  # type: ignore[no-untyped-call]
 
 
-def alerts_by_day(counts: pl.DataFrame) -> Chart:
-    """Bars of alerts by day, stacked by severity.
-
-    Args:
-        counts: day, severity, alerts; a line for each pair.
-    """
-    shown = [name for name in SEVERITY if counts.filter(pl.col("severity") == name)["alerts"].sum()] or ["high"]
-    rows = counts.filter(pl.col("severity").is_in(shown)).with_columns(
-        pl.col("day").dt.strftime("%Y-%m-%d"),
-        label=pl.col("day").dt.strftime("%d %b"),
-        order=pl.col("severity").replace_strict({n: i for i, n in enumerate(SEVERITY)}),
-    )
-    return (
-        alt.Chart(_data(rows.to_dicts()))
-        .mark_bar(cornerRadius=2)
-        .encode(
-            x=alt.X(
-                "day:O",
-                title=None,
-                axis=alt.Axis(labelExpr="timeFormat(toDate(datum.value), '%d %b')", labelAngle=0, labelOverlap=True),
-            ),
-            y=alt.Y("sum(alerts):Q", title="alerts", axis=alt.Axis(tickMinStep=1, format="d")),
-            color=alt.Color(
-                "severity:N",
-                scale=alt.Scale(domain=shown, range=[SEVERITY[name] for name in shown]),
-                legend=alt.Legend(orient="top", title=None),
-            ),
-            order=alt.Order("order:Q", sort="descending"),
-            tooltip=[alt.Tooltip("day:O"), alt.Tooltip("severity:N"), alt.Tooltip("sum(alerts):Q", title="alerts")],
-        )
-        .properties(height=230)
-    )
-
-
 def describe_days(counts: pl.DataFrame) -> str:
-    """What `alerts_by_day` shows, in words."""
+    """Alerts by day, in words."""
     total = counts.group_by("day").agg(pl.col("alerts").sum()).sort("alerts", descending=True)
     if not total["alerts"].sum():
         return "Bar chart of alerts by day: none in this time."
@@ -78,7 +44,7 @@ def contributions(parts: Mapping[str, float], most: int = 12) -> Chart:
         tooltip=[alt.Tooltip("column:N"), alt.Tooltip("share:Q", format=".1%")],
     )
     return base.mark_bar(color=ACTUAL, cornerRadius=2, height={"band": 0.7}).properties(
-        height=max(90, 26 * len(rows) + 40)
+        height=max(130, 28 * len(rows) + 70)
     )
 
 
@@ -99,7 +65,11 @@ def _ticks(end: float) -> list[float]:
 
 
 def histogram(
-    edges: Sequence[float], counts: Sequence[int], thresholds: Mapping[str, float], judged: Sequence[tuple[float, bool]]
+    edges: Sequence[float],
+    counts: Sequence[int],
+    thresholds: Mapping[str, float],
+    judged: Sequence[tuple[float, bool]],
+    what: str = "rows",
 ) -> Chart:
     """Scores on a log scale with thresholds as lines and judged alerts as marks.
 
@@ -108,6 +78,7 @@ def histogram(
         counts: rows in each bin.
         thresholds: scores, by what they are called.
         judged: (score, whether confirmed).
+        what: is counted.
     """
     bars = [
         {"low": low, "high": high, "rows": count, "drawn": math.log10(1 + count), "zero": 0, "from": 10**low - 1}
@@ -123,10 +94,13 @@ def histogram(
             y2="zero:Q",
             y=alt.Y(
                 "drawn:Q",
-                title="rows (log scale)",
+                title=f"{what} (log scale)",
                 axis=alt.Axis(labelExpr=_BACK, values=_ticks(math.log10(1 + max(counts)))),
             ),
-            tooltip=[alt.Tooltip("from:Q", format=".3~r", title="score from"), alt.Tooltip("rows:Q", format=",")],
+            tooltip=[
+                alt.Tooltip("from:Q", format=".3~r", title="score from"),
+                alt.Tooltip("rows:Q", format=",", title=what),
+            ],
         )
     )
     lines = [

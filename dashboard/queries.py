@@ -1,23 +1,32 @@
-"""What pages read from the workspace. Functions take a workspace; pages call them without, and get what is at most seconds old.
+"""What pages read from the workspace. Functions take a workspace; pages call them without, and get what somebody asked a moment ago.
 
-Only aggregates and at most 1,000 rows are kept. An action calls `refresh`, so that people see what they did.
+Answers are kept for all sessions together: whoever asks first reads, whoever asks the same meanwhile waits for that answer (ten people
+who open a page at once cost one query). They are the very objects, never copies, so pages do not change them. Nothing in them depends on who asks:
+roles are checked in actions. Only aggregates and at most 1,000 rows are kept.
+
+Answers about alerts are kept under the mark of the workspace (`Triage.mark`), which changes with every commit, verdict and rule whoever made it;
+others for some seconds. An action calls `refresh`, so that people see what they did.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
-
-import streamlit as st
 
 from tabdiff.store import Workspace
 
 MOST_ROWS = 1000
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
-_changes = {"count": 0}  # of this process; part of every key
+_MOST_ANSWERS = 300
+_MARKED = 600.0  # seconds for which an answer is kept while nothing changes
+_MARK = 1.0  # seconds for which the mark itself is
+_changes = {"count": 0}  # of this process; part of keys
 
 
 def workspace() -> Workspace:
@@ -34,31 +43,82 @@ def _open(home: str | None, url: str | None) -> Workspace:
     return Workspace.open()
 
 
+class Answers:
+    """Answers by question, each asked once however many want it. An error goes to all who wait, and is not kept."""
+
+    def __init__(self, most: int = _MOST_ANSWERS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._clock, self._lock = most, clock, threading.Lock()
+        self._kept: dict[Hashable, tuple[float, Future[Any]]] = {}  # until when; oldest first
+
+    def get(self, question: Hashable, seconds: float, ask: Callable[[], _Result]) -> _Result:
+        """The answer that is kept, or what `ask` returns."""
+        now = self._clock()
+        with self._lock:
+            until, answer = self._kept.get(question, (now, None))
+            mine = answer is None or (until <= now and answer.done())
+            if answer is None or mine:
+                answer = Future()
+                self._kept.pop(question, None)
+                self._kept[question] = (now + seconds, answer)
+                self._forget(now)
+        if mine:
+            try:
+                answer.set_result(ask())
+            except BaseException as error:
+                with self._lock:
+                    if self._kept.get(question, (0.0, None))[1] is answer:
+                        del self._kept[question]
+                answer.set_exception(error)
+                raise
+        result: _Result = answer.result()
+        return result
+
+    def _forget(self, now: float) -> None:
+        """What is too old, then the oldest, until there is room."""
+        old = [question for question, (until, answer) in self._kept.items() if until <= now and answer.done()]
+        for question in old:
+            del self._kept[question]
+        while len(self._kept) > self._most:
+            del self._kept[next(iter(self._kept))]
+
+
+_answers = Answers()
+
+
 class Cached(Generic[_Arguments, _Result]):
-    """A question to the workspace whose answer is kept for some seconds. `of` asks a workspace directly."""
+    """A question to the workspace whose answer is kept. `of` asks a workspace directly.
 
-    def __init__(self, function: Callable[Concatenate[Workspace, _Arguments], _Result], seconds: float) -> None:
-        self.of = function
+    Attributes:
+        seconds: how long; None: as long as the workspace's mark is the same (but not for ever, so that memory is given back).
+        lasting: what it asks for never changes, so not even an action makes it old.
+    """
+
+    def __init__(
+        self,
+        function: Callable[Concatenate[Workspace, _Arguments], _Result],
+        seconds: float | None,
+        lasting: bool = False,
+    ) -> None:
+        self.of, self.seconds, self.lasting = function, seconds, lasting
         functools.update_wrapper(self, function)
-
-        @st.cache_data(ttl=seconds, max_entries=300, show_spinner=False)
-        def ask(name: str, home: str, changes: int, args: Any, options: Any) -> _Result:
-            return function(workspace(), *args, **options)
-
-        self._ask = ask
 
     def __call__(self, *args: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
         """The answer of the workspace of the environment."""
         where = workspace()
-        name = f"{self.of.__module__}.{self.of.__qualname__}"
-        return self._ask(name, f"{where.home} {where.database.engine.url}", _changes["count"], args, options)
+        whose = f"{where.home} {where.database.engine.url}"
+        state: tuple[Any, ...] = () if self.lasting else (_changes["count"],)
+        if self.seconds is None:
+            state += (_answers.get(("mark", whose, *state), _MARK, where.triage.mark),)
+        question = (self.of.__module__, self.of.__qualname__, whose, state, args, tuple(sorted(options.items())))
+        seconds = _MARKED if self.seconds is None else self.seconds
+        return _answers.get(question, seconds, lambda: self.of(where, *args, **options))
 
 
 def cached(
-    seconds: float = 15.0,
+    seconds: float | None = 15.0, *, lasting: bool = False
 ) -> Callable[[Callable[Concatenate[Workspace, _Arguments], _Result]], Cached[_Arguments, _Result]]:
-    """Make a function of a workspace a `Cached` question."""
-    return lambda function: Cached(function, seconds)
+    """Make a function of a workspace a `Cached` question; its arguments are hashable."""
+    return lambda function: Cached(function, seconds, lasting)
 
 
 def refresh() -> None:

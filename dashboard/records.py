@@ -37,6 +37,7 @@ def versions(workspace: Workspace, name: str | None = None) -> list[dict[str, An
             "rows": (version.metrics.get("report") or {}).get("train_rows"),
             "loss": (version.metrics.get("report") or {}).get("held_out"),
             "folder": str(version.folder) if version.folder else None,
+            "series": version.metrics.get("series") is not None,
         }
         for version in reversed(found)
     ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import streamlit as st
@@ -9,6 +12,8 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit.runtime.pages_manager import PagesManager
 from streamlit.web.server.starlette.starlette_websocket import is_host_allowed
+
+from dashboard import assets, warm
 
 _HEADERS = {
     "x-content-type-options": "nosniff",
@@ -46,7 +51,21 @@ class Guard:
         await self.app(scope, receive, answer)
 
 
+shelf = assets.Shelf()
+
+
+@asynccontextmanager
+async def lifespan(_: st.App) -> AsyncIterator[None]:
+    """Before it listens, and after."""
+    await asyncio.gather(asyncio.to_thread(shelf.warm), asyncio.to_thread(warm.up))
+    yield
+
+
 # A folder named pages makes Streamlit run a page's file by itself when its address is opened first. Ours run inside app.py only,
 # which asks who is there; every page asks again.
 PagesManager.uses_pages_directory = False
-app = st.App(Path(__file__).parent / "app.py", middleware=[Middleware(Guard)])
+app = st.App(
+    Path(__file__).parent / "app.py",
+    middleware=[Middleware(Guard), Middleware(assets.Assets, shelf=shelf)],
+    lifespan=lifespan,
+)

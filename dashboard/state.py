@@ -6,13 +6,13 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
 
-from dashboard import access, queries
+from dashboard import access, queries, upkeep
 from dashboard.text import plain
 from tabdiff.errors import TabdiffError
 
@@ -37,6 +37,7 @@ def page(title: str, about: str = "") -> Iterator[None]:
         yield
     except TabdiffError as error:
         st.error(plain(error, 2000))
+    upkeep.settle_if_grown()
 
 
 def action(needed: access.Role) -> Callable[[Callable[_Arguments, str | None]], Callable[_Arguments, None]]:
@@ -101,3 +102,16 @@ def ago(moment: datetime | None, now: datetime | None = None) -> str:
             number = int(seconds // size)
             return f"{number} {name}{'s' if number > 1 else ''} ago"
     return "just now"
+
+
+def lasting(span: timedelta) -> str:
+    """How long something took, in one or two units."""
+    minutes = round(span.total_seconds() / 60)
+    if minutes < 1:
+        return f"{span.total_seconds():.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {rest} min" if rest else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"

@@ -20,37 +20,49 @@ SEVERITIES = ("high", "medium", "low", "unrated")
 _LONG = 3600.0  # seconds for which what never changes is kept
 
 
-@cached()
+@cached(None)
 def queue(workspace: Workspace, chosen: Filter, newest: bool, limit: int, offset: int) -> list[dict[str, Any]]:
     """A page of alerts."""
     return workspace.triage.queue(chosen, newest=newest, limit=min(limit, MOST_ROWS), offset=offset)
 
 
-@cached()
+@cached(None)
+def numbers(workspace: Workspace, chosen: Filter) -> list[int]:
+    """The numbers of the first 1,000 alerts, in the order of the queue."""
+    return workspace.triage.numbers(chosen, MOST_ROWS)
+
+
+@cached(None)
 def count(workspace: Workspace, chosen: Filter) -> int:
     """How many alerts there are."""
     return workspace.triage.count(chosen)
 
 
-@cached()
+@cached(None)
 def names(workspace: Workspace) -> dict[str, list[str]]:
     """Sources, models and entities to choose among."""
     return workspace.triage.names()
 
 
-@cached()
+@cached(None)
 def alert(workspace: Workspace, number: int) -> dict[str, Any]:
     """One alert with its history."""
     return workspace.triage.get(number)
 
 
-@cached(_LONG)
+@cached(_LONG, lasting=True)
 def explained(workspace: Workspace, number: int) -> dict[str, Any]:
     """Everything that can be said of an alert; takes a second or two the first time."""
     return inspect(workspace, number)
 
 
-@cached()
+@cached(None)
+def inspected(workspace: Workspace, number: int) -> dict[str, Any]:
+    """The same of an event of a series, from its score files; an open one changes."""
+    return inspect(workspace, number)
+
+
+@cached(None)
 def past_cases(workspace: Workspace, number: int) -> list[tuple[float, dict[str, Any]]]:
     """Judged alerts of the same model that are like this one, with the note of the last verdict."""
     one = workspace.triage.get(number)
@@ -58,13 +70,13 @@ def past_cases(workspace: Workspace, number: int) -> list[tuple[float, dict[str,
     return [(like, workspace.triage.get(other["id"])) for like, other in found]
 
 
-@cached()
+@cached(None)
 def stories(workspace: Workspace, chosen: Filter) -> list[Story]:
     """The stories that the most severe 1,000 alerts tell."""
     return tell(workspace.triage.queue(chosen, limit=MOST_ROWS))
 
 
-@cached()
+@cached(None)
 def by_day(workspace: Workspace, chosen: Filter, zone: str, days: int) -> pl.DataFrame:
     """Alerts by day of the viewer (`day`, `severity`, `alerts`), days without any included, up to today or the last alert."""
     tally = workspace.triage.tally(chosen)
@@ -78,19 +90,19 @@ def by_day(workspace: Workspace, chosen: Filter, zone: str, days: int) -> pl.Dat
     return pl.DataFrame(lines, schema={"day": pl.Date, "severity": pl.String, "alerts": pl.Int64})
 
 
-@cached(60.0)
+@cached(None)
 def thresholds(workspace: Workspace, source: str, model: str) -> Tuning:
     """What a threshold of a stream is judged by."""
     return tuning(workspace, source, model)
 
 
-@cached()
+@cached(None)
 def rules(workspace: Workspace, stream_id: int) -> list[dict[str, Any]]:
     """Saved rules of a stream, newest first."""
     return workspace.triage.rules(stream_id)
 
 
-@cached()
+@cached(None)
 def streams(workspace: Workspace) -> list[dict[str, Any]]:
     """Every stream."""
     return workspace.triage.streams()

@@ -76,6 +76,7 @@ class Demo:
         return text[text.rindex("error: ") :].strip() if "error: " in text else ""
 
 
+@queries.cached()
 def is_empty(workspace: Workspace) -> bool:
     """Whether nothing was registered or fitted yet."""
     return not workspace.sources.all() and not workspace.models.all()

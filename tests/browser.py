@@ -35,9 +35,11 @@ class Dashboard:
 
 
 @contextmanager
-def dashboard(home: Path, folder: Path, *options: str, **environment: str) -> Iterator[Dashboard]:
+def dashboard(
+    home: Path, folder: Path, *options: str, port: int | None = None, **environment: str
+) -> Iterator[Dashboard]:
     """A dashboard of a workspace that answers; `options` are those of the command."""
-    port = free_port()
+    port = port or free_port()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("TABDIFF", "STREAMLIT"))}
     settings = {**inherited, "PYTHONPATH": str(ROOT), "TABDIFF_HOME": str(home), **environment}
     command = [sys.executable, "-c", "from tabdiff.cli import main; main()", "dashboard", "--port", str(port), *options]

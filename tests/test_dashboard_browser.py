@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ import pytest
 
 import tabdiff
 from dashboard import launch
-from tabdiff.demo_workspace import FAILED
+from tabdiff.demo_workspace import FAILED, last_night
+from tabdiff.loading import load_any
+from tabdiff.operations.tuning import tuning
+from tabdiff.series_model import SeriesModel
 from tabdiff.store import Workspace
 from tabdiff.store.scores import Alert, Part
 from tabdiff.store.triage import Filter
 from tests.browser import ROOT, SIZES, Dashboard, chromium, dashboard, settle, tab
+from tests.databases import free_port
+from tests.oidc import CLIENT, SECRET, provider
 from tests.test_store import add_version
 
-PAGES = ("overview", "anomalies", "synthesize", "models", "data", "runs")
+PAGES = ("overview", "anomalies", "series", "synthesize", "models", "data", "runs")
 _WAIT = 300_000  # milliseconds; three fits on a busy machine
 
 
@@ -74,13 +80,31 @@ def test_which_machine_failed_last_night_and_why(demo: tuple[Dashboard, Workspac
         page.wait_for_url(re.compile(f"entity={FAILED}"))
         settle(page)
         click_cell(page, 0)
-        page.get_by_role("heading", name=re.compile(rf"Alert \d+: {FAILED}")).wait_for()
+        page.get_by_role("heading", name=re.compile(rf"Alert \d+: {FAILED}, .* to ")).wait_for()
 
     def read_why() -> None:
-        words = page.get_by_text(re.compile(r"vibration_mm_s is .* to .* would be expected")).first
+        words = page.get_by_text(re.compile(r"was .* at the peak; .* would be expected")).first
         words.wait_for()
-        found["numbers"] = [float(number) for number in re.findall(r"\d+\.?\d*", words.inner_text())]
+        found["sensor"] = words.inner_text().split()[0]
+        found["numbers"] = [
+            float(number) for number in re.findall(r"\d+\.?\d*", words.inner_text().partition("was")[2])
+        ]
         found["alert"] = int(re.search(r"alert=(\d+)", page.url)[1])  # type: ignore[index]
+
+    def to_series() -> None:
+        page.get_by_role("link", name="Look at it in the series").click()
+        page.wait_for_url(re.compile(rf"series\?.*about={FAILED}"))
+        page.get_by_role("img", name=re.compile(r"Lanes of .*Highest score")).wait_for()
+        assert "from=" in page.url
+
+    def compare() -> None:
+        page.get_by_role("combobox", name="Compare with").fill("pump-2")
+        page.get_by_role("combobox", name="Compare with").press("Enter")
+        page.get_by_text("the dotted line pump-2").wait_for()
+
+    def back_to_alert() -> None:
+        page.get_by_role("link", name=f"Open {found['alert']}", exact=True).click()
+        page.get_by_text("would be expected").first.wait_for()
 
     def confirm() -> None:
         page.get_by_label("Note").fill("bearing worn out, *replaced*")
@@ -92,8 +116,10 @@ def test_which_machine_failed_last_night_and_why(demo: tuple[Dashboard, Workspac
         "Work through them": lambda: page.get_by_role("link", name="Work through them").click(),
         "About": choose_pump,
         "would be expected": read_why,
-        "Smallest repair": lambda: page.get_by_text("the row is normal").wait_for(),
-        "Nearest normal rows": lambda: page.get_by_role("tab", name="Nearest normal rows").click(),
+        "Recorded against expected": lambda: page.get_by_role("img", name=re.compile("Lanes of ")).wait_for(),
+        "Look at it in the series": to_series,
+        "Compare with": compare,
+        "in this stretch": back_to_alert,
         "Confirm": confirm,
         "Back to the queue": lambda: page.get_by_role("button", name="Back to the queue").click(),
     }
@@ -103,15 +129,19 @@ def test_which_machine_failed_last_night_and_why(demo: tuple[Dashboard, Workspac
     with tab(browser) as page:
         go(page, started)
         for label in labels[1:]:
-            page.get_by_text(label, exact=label != "would be expected").first.wait_for()
+            page.get_by_text(label, exact=label not in ("would be expected", "in this stretch")).first.wait_for()
             actions.get(label, lambda: None)()
-        page.get_by_text("Stories", exact=True).click()
-        page.get_by_text("vibration_mm_s high").wait_for()
+        page.get_by_text("No alert fits").wait_for()  # of this machine none is open any more
+        go(page, started, "anomalies?view=Stories")
+        page.get_by_text("alerts tell").wait_for()
         assert page.outside == []
     value, low, high = found["numbers"]
     alert = workspace.triage.get(found["alert"])
-    assert value == pytest.approx(alert["values"]["vibration_mm_s"])
-    assert low < high < value
+    assert alert["kind"] == "event"
+    assert value == pytest.approx(float(alert["values"][found["sensor"]]), rel=1e-3)
+    assert not low <= value <= high
+    begun = last_night(datetime.now(UTC))
+    assert abs(alert["at"] - begun) < timedelta(hours=2)
     assert [(entry["verdict"], entry["note"]) for entry in alert["history"]] == [
         ("anomaly", "bearing worn out, *replaced*")
     ]
@@ -137,9 +167,9 @@ def test_ticked_rows_are_judged_together(demo: tuple[Dashboard, Workspace], brow
 
 def test_a_threshold_shows_what_it_would_do_and_is_saved(demo: tuple[Dashboard, Workspace], browser: Any) -> None:
     started, workspace = demo
-    stream = workspace.scores.stream(workspace.sources.get("pumps")[0], "pumps")
+    stream = workspace.scores.stream(workspace.sources.get("tumours")[0], "tumours")
     with tab(browser) as page:
-        go(page, started, "anomalies?view=Threshold")
+        go(page, started, "anomalies?view=Threshold&stream=tumours by tumours")
         above = page.get_by_test_id("stMetric").filter(has_text="Rows above").get_by_test_id("stMetricValue")
         first = above.inner_text()
         page.get_by_role("slider").press("ArrowRight")
@@ -153,14 +183,35 @@ def test_a_threshold_shows_what_it_would_do_and_is_saved(demo: tuple[Dashboard, 
         page.get_by_text("Scoring uses it from now on").wait_for()
         page.get_by_text("“the night shift can take more”").wait_for()
     (saved,) = workspace.triage.rules(stream.id)
-    assert saved["rule"] == {"alerts_per_day": 10.0, "rows_per_day": 384.0}
-    folder = workspace.models.get("pumps").folder
+    folder = workspace.models.get("tumours").folder
     assert folder is not None
     model = tabdiff.load(folder / "bundle")
     limit = model.rule(**saved["rule"]).threshold(np.asarray(model.calibration.normal))
-    files = [part["file"] for part in workspace.scores.partitions() if part["source"] == "pumps"]
+    files = [part["file"] for part in workspace.scores.partitions() if part["source"] == "tumours"]
     above_it = sum(int((pl.read_parquet(file)["score"] > limit).sum()) for file in files)
     assert shown == f"{above_it:,} of {sum(pl.read_parquet(file).height for file in files):,}"
+
+
+def test_the_threshold_of_a_series_is_that_of_its_model(demo: tuple[Dashboard, Workspace]) -> None:
+    _, workspace = demo
+    folder = workspace.models.get("pumps").folder
+    assert folder is not None
+    model, found = load_any(folder / "bundle"), tuning(workspace, "pumps", "pumps")
+    assert isinstance(model, SeriesModel)
+    assert found.stretches_per_day == pytest.approx(model.stretches_per_day)
+    asked = found.choices(found.rows_per_day)[-1]
+    rule = found.as_rule(asked, found.rows_per_day)
+    assert rule == {"alerts_per_day": asked}  # scoring of a series takes nothing else
+    limit = model.rule(asked).threshold(model.blocks)
+    assert found.at(asked, found.rows_per_day)["threshold"] == pytest.approx(limit)
+    files = [part["file"] for part in workspace.scores.partitions() if part["source"] == "pumps"]
+    places = pl.concat([pl.read_parquet(file) for file in files]).drop_nulls("score").sort("machine", "time")
+    first, peaks = places["time"].min(), dict[tuple[str, int], float]()
+    for machine, time, score in places.select("machine", "time", "score").iter_rows():
+        key = machine, int((time - first) / timedelta(hours=8))
+        peaks[key] = max(score, peaks.get(key, 0.0))
+    assert found.rows == len(peaks)
+    assert found.at(asked, found.rows_per_day)["flagged"] == sum(peak > limit for peak in peaks.values())
 
 
 def test_filters_are_in_the_link(demo: tuple[Dashboard, Workspace], browser: Any) -> None:
@@ -242,6 +293,53 @@ def test_nobody_sees_anything_before_signing_in(browser: Any, tmp_path: Path) ->
         assert page.request.get(started.url).headers["x-frame-options"] == "DENY"
 
 
+def test_people_sign_in_and_are_what_their_address_says(browser: Any, tmp_path: Path) -> None:
+    """The whole round: the dashboard sends the browser to a provider, which sends it back with a code, for which the dashboard gets a token."""
+    Workspace.create(tmp_path / "home").sources.add("secret-source", location=str(tmp_path))
+    port = free_port()
+    with provider(free_port()) as signing:
+        secrets = tmp_path / "secrets.toml"
+        auth = {
+            "redirect_uri": f"http://127.0.0.1:{port}/oauth2callback",
+            "cookie_secret": "c" * 64,
+            "client_id": CLIENT,
+            "client_secret": SECRET,
+            "server_metadata_url": f"{signing.url}/.well-known/openid-configuration",
+        }
+        roles = '[roles]\nviewer = ["*@example.org"]\nanalyst = ["ann@example.org"]\n'
+        secrets.write_text("[auth]\n" + "".join(f'{k} = "{v}"\n' for k, v in auth.items()) + roles)
+        secrets.chmod(0o600)
+        with dashboard(tmp_path / "home", tmp_path, "--secrets", str(secrets), port=port) as started:
+            people = {
+                "ann@example.org": ({}, "Role: analyst"),
+                "bob@example.org": ({"email_verified": True}, "Role: viewer"),
+                "eve@example.com": ({}, "have no role here"),
+                "ann@EXAMPLE.org": ({"email_verified": False}, "have no role here"),
+            }
+            for address, (claims, expected) in people.items():
+                signing.person = {"email": address, **claims}
+                with tab(browser) as page:
+                    go(page, started, "data")
+                    page.get_by_role("button", name="Sign in").click()
+                    page.get_by_text(expected).wait_for()
+                    if expected.startswith("Role"):
+                        page.get_by_text("secret-source").wait_for()
+                    else:
+                        assert "secret-source" not in page.content()
+                    page.get_by_role("button", name="Sign out").click()
+                    page.get_by_role("button", name="Sign in").wait_for()
+                    assert "secret-source" not in page.content()
+            assert signing.asked.count("/token") == len(people)
+            with tab(browser) as page:  # a cookie that somebody made up opens nothing
+                context = page.context
+                context.add_cookies(
+                    [{"name": "_streamlit_user", "value": '"{\\"email\\": \\"ann@example.org\\"}"', "url": started.url}]
+                )
+                go(page, started, "data")
+                page.get_by_role("button", name="Sign in").wait_for()
+                assert "secret-source" not in page.content()
+
+
 def test_a_viewer_looks_but_has_no_buttons(demo: tuple[Dashboard, Workspace], browser: Any, tmp_path: Path) -> None:
     _, workspace = demo
     number = workspace.triage.queue(Filter())[0]["id"]
@@ -257,14 +355,22 @@ def test_every_page_in_light_and_dark_on_desktop_and_phone(
     """Pictures of every page; with TABDIFF_SCREENSHOTS they are kept in that folder."""
     started, workspace = demo
     folder = Path(os.environ.get("TABDIFF_SCREENSHOTS") or tmp_path)
-    number = next(alert["id"] for alert in workspace.triage.queue(Filter(state="all")) if alert["entity"] == FAILED)
+    events = workspace.triage.queue(Filter(state="all", kind="event"))
+    number = next(alert["id"] for alert in events if alert["entity"] == FAILED)
     paths = {**{name: name for name in PAGES}, "alert": f"anomalies?alert={number}"}
-    paths |= {"stories": "anomalies?view=Stories", "threshold": "anomalies?view=Threshold"}
+    row = workspace.triage.queue(Filter(state="all", kind="row"))[0]["id"]
+    paths |= {
+        "row": f"anomalies?alert={row}",
+        "stories": "anomalies?view=Stories",
+        "threshold": "anomalies?view=Threshold",
+    }
     with tab(browser) as page:
         for name, path in paths.items():
             go(page, started, "" if path == "overview" else path)
-            if name == "alert":
+            if name == "row":
                 page.get_by_text("What carries the score").wait_for()
+            if name in ("alert", "series"):
+                page.get_by_role("img", name=re.compile("Lanes of ")).wait_for()
             for size, (width, height) in SIZES.items():
                 page.set_viewport_size({"width": width, "height": height})
                 page.wait_for_timeout(350)  # the sidebar slides away
@@ -277,7 +383,7 @@ def test_every_page_in_light_and_dark_on_desktop_and_phone(
                 f"{name} is wider than a phone"
             )
             assert page.locator("[data-testid=stException]").count() == 0, name
-            unnamed = "[...document.querySelectorAll('[data-testid=stVegaLiteChart]')].filter(c => !c.querySelector('[aria-label]'))"
+            unnamed = "[...document.querySelectorAll('[data-testid=stVegaLiteChart], [data-testid=stEChartsChart]')].filter(c => !c.matches('[aria-label]') && !c.querySelector('[aria-label]'))"
             assert page.evaluate(f"{unnamed}.length") == 0, name
             page.set_viewport_size(dict(zip(("width", "height"), SIZES["desktop"], strict=True)))
         assert page.outside == []

@@ -8,14 +8,15 @@ from typing import Any
 import polars as pl
 import streamlit as st
 
-from dashboard import access, alert, charts, queries, state, triage, welcome
+from dashboard import access, alert, charts, event, queries, state, triage, welcome
 from dashboard.stories import Story
 from dashboard.text import csv_bytes, literal, plain
-from tabdiff.errors import TabdiffError
+from tabdiff.errors import StoreError, TabdiffError
 from tabdiff.store.triage import Filter
 
 _ROWS = 50  # of a page of the queue
 _TIMES = {"any time": 0, "last 24 hours": 1, "last 7 days": 7, "last 30 days": 30}
+_KINDS = {"rows": "row", "events": "event", "silent sensors": "silent"}
 _STATES = {"open": "open", "judged": "judged", "snoozed": "snoozed", "all": "all"}
 
 
@@ -51,6 +52,16 @@ def _filters() -> Filter:
                 }
                 st.selectbox(label, names[key], width=170, **options)
         st.selectbox("Time", list(_TIMES), key="time", width=150, bind="query-params", persist_state="page")
+        st.selectbox(
+            "Kind",
+            list(_KINDS),
+            index=None,
+            placeholder="any",
+            key="kind",
+            width=150,
+            bind="query-params",
+            persist_state="page",
+        )
     hour = datetime.now(UTC).replace(
         minute=0, second=0, microsecond=0
     )  # the same question for an hour, so that it is kept
@@ -62,26 +73,22 @@ def _filters() -> Filter:
         severities=tuple(sorted(st.session_state["severity"] or ())),
         state=st.session_state["state"],
         since=hour - timedelta(days=days) if days else None,
+        kind=_KINDS.get(st.session_state.get("kind") or ""),
     )
     chosen: Filter = st.session_state["_filter"]
     return chosen
 
 
-def _because(one: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{reason['column']} {literal(one['values'].get(reason['column']), 40)} (expected {literal(reason['expected'], 40)})"
-        for reason in one["reasons"][:2]
-    )
-
-
 def _lines(alerts: list[dict[str, Any]]) -> pl.DataFrame:
-    return pl.DataFrame(
+    zone = state.zone()
+    lines = pl.DataFrame(
         [
             {
                 "Severity": alert.SEVERITY[one["severity"]],
-                "When": one["when"],
+                "When": one["when"].astimezone(zone).replace(tzinfo=None),
+                "Lasted": event.lasted(one),
                 "About": literal(one["entity"] or one["source"]),
-                "Because": literal(_because(one)),
+                "Because": literal(event.because(one)),
                 "p-value": one["p_value"],
                 "Score": one["score"],
                 "Source": literal(one["source"]),
@@ -91,6 +98,7 @@ def _lines(alerts: list[dict[str, Any]]) -> pl.DataFrame:
             for one in alerts
         ]
     )
+    return lines if any(one["kind"] != "row" for one in alerts) else lines.drop("Lasted")
 
 
 def _opened() -> None:
@@ -110,7 +118,7 @@ def _queue(chosen: Filter) -> None:
     alerts = triage.queue(chosen, False, _ROWS, (page - 1) * _ROWS)
     st.session_state["_numbers"] = [one["id"] for one in alerts]
     columns = {
-        "When": st.column_config.DatetimeColumn(timezone=str(state.zone()), format="D MMM YYYY, HH:mm"),
+        "When": st.column_config.DatetimeColumn(format="D MMM YYYY, HH:mm"),
         "Because": st.column_config.TextColumn(width=330),
         "p-value": st.column_config.NumberColumn(format="%.2g"),
         "Score": st.column_config.NumberColumn(format="%.1f"),
@@ -118,7 +126,7 @@ def _queue(chosen: Filter) -> None:
     st.caption(
         f"{total:,} alerts, most severe first. Choose a cell to open an alert, or tick rows to judge them together."
     )
-    event = st.dataframe(
+    chosen_rows = st.dataframe(
         _lines(alerts),
         key="queue",
         hide_index=True,
@@ -128,7 +136,7 @@ def _queue(chosen: Filter) -> None:
         selection_mode=["multi-row", "single-cell"],
         alt="Table of alerts, most severe first",
     )
-    ticked = [alerts[row]["id"] for row in event["selection"]["rows"] if row < len(alerts)]
+    ticked = [alerts[row]["id"] for row in chosen_rows["selection"]["rows"] if row < len(alerts)]
     with st.container(horizontal=True, vertical_alignment="center"):
         if pages > 1:
             st.pagination(pages, key="p", bind="query-params")
@@ -150,7 +158,7 @@ def _queue(chosen: Filter) -> None:
 
 
 def _one(number: int, chosen: Filter) -> None:
-    numbers = [one["id"] for one in triage.queue(chosen, False, 1000, 0)]
+    numbers = triage.numbers(chosen)
     place = numbers.index(number) if number in numbers else None
     before = numbers[place - 1] if place else None
     after = numbers[place + 1] if place is not None and place + 1 < len(numbers) else None
@@ -192,7 +200,7 @@ def _stories(chosen: Filter) -> None:
                 alert.verdict_form(story.numbers, f"story-{number}")
             with st.expander("Show the most severe"):
                 for one in story.alerts[:5]:
-                    said = f"{alert.SEVERITY[one['severity']]} · {plain(one['entity'] or one['source'], 60)} · {plain(state.local(one['when']))} · {plain(_because(dict(one)))}"
+                    said = f"{alert.SEVERITY[one['severity']]} · {plain(one['entity'] or one['source'], 60)} · {plain(event.when_of(dict(one)))} · {plain(event.because(dict(one)))}"
                     st.button(
                         said,
                         key=f"story-{one['id']}",
@@ -221,17 +229,25 @@ def _threshold() -> None:
     labels = {f"{line['source']} by {line['model']}": line for line in streams}
     name = st.selectbox("Source and model", list(labels), key="stream", bind="query-params", width=360)
     line = labels[name]
-    found = triage.thresholds(line["source"], line["model"])
+    try:
+        found = triage.thresholds(line["source"], line["model"])
+    except StoreError as error:
+        st.info(plain(error, 500))
+        return
+    series = found.stretches_per_day is not None
+    what = "stretches" if series else "rows"
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        rows = st.number_input(
-            "Rows a day",
-            min_value=1.0,
-            value=float(round(found.rows_per_day)),
-            key=f"rows-{found.stream_id}",
-            width=160,
-            format="%.0f",
-            help="Measured from the times of the rows, if they have any.",
-        )
+        rows = found.rows_per_day
+        if not series:
+            rows = st.number_input(
+                "Rows a day",
+                min_value=1.0,
+                value=float(round(rows)),
+                key=f"rows-{found.stream_id}",
+                width=160,
+                format="%.0f",
+                help="Measured from the times of the rows, if they have any.",
+            )
         choices = found.choices(rows)
         if not choices:
             st.warning("Calibration has too few rows to tell of alerts a day at this rate.")
@@ -239,7 +255,9 @@ def _threshold() -> None:
         usual = found.saved.get("alerts_per_day")
         start = min(choices, key=lambda choice: abs(choice - (usual or 5)))
         asked = st.select_slider(
-            "Alerts a day that normal rows may raise",
+            "Alerts a day that normal stretches of one recording may raise"
+            if series
+            else "Alerts a day that normal rows may raise",
             choices,
             value=start,
             format_func=_number,
@@ -257,23 +275,26 @@ def _threshold() -> None:
     with st.container(horizontal=True):
         per_day = "unknown" if would["per_day"] is None else _number(would["per_day"])
         st.metric(
-            "Alerts a day so far", per_day, border=True, help="How many of the rows that were scored lie above, by day."
+            "Alerts a day so far",
+            per_day,
+            border=True,
+            help=f"How many of the {what} that were scored lie above, by day.",
         )
-        st.metric("Rows above", f"{would['flagged']:,} of {found.rows:,}", border=True)
+        st.metric(f"{what.capitalize()} above", f"{would['flagged']:,} of {found.rows:,}", border=True)
         precision = "no verdicts" if would["precision"] is None else f"{would['precision']:.0%}"
         judged = would["confirmed"] + would["false_alarms"]
         st.metric(
             "Precision", precision, border=True, help=f"Confirmed among {judged} judged alerts above the threshold."
         )
         st.metric("Confirmed below", would["missed"], border=True, help="Confirmed anomalies that would not be alerts.")
-    chart = charts.histogram(found.edges, found.counts, lines, found.judged)
+    chart = charts.histogram(found.edges, found.counts, lines, found.judged, what)
     st.altair_chart(
         chart,
         alt=f"Histogram of {found.rows:,} scores with the threshold {would['threshold']:.3g}; {would['flagged']} lie above",
     )
     if access.may("admin"):
         st.text_input("Note", key="rule-note", max_chars=1000, placeholder="Why? (optional)")
-        rule = {"alerts_per_day": float(asked), "rows_per_day": float(rows)}
+        rule = found.as_rule(asked, rows)
         with st.container(horizontal=True):
             st.button(
                 "Save this threshold",
@@ -299,7 +320,7 @@ def _threshold() -> None:
 
 
 with state.page("Anomalies"):
-    if welcome.is_empty(queries.workspace()):
+    if welcome.is_empty():
         welcome.greet(queries.workspace())
     else:
         opened = state.selected("alert")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import polars as pl
 import streamlit as st
 
-from dashboard import charts, queries, triage, welcome
+from dashboard import bars, charts, queries, triage, welcome
 from dashboard.state import ago, local, page, zone
-from dashboard.text import literal, plain
+from dashboard.text import plain, table
 from tabdiff.store.triage import Filter
 
 _DAYS = 14
+_LINES = 50  # of a table
 
 
 def _numbers() -> None:
@@ -20,6 +20,13 @@ def _numbers() -> None:
     fine = sum(line["state"] == "fine" for line in health)
     with st.container(horizontal=True):
         st.metric("Open anomalies", f"{triage.count(Filter()):,}", border=True)
+        if events := triage.count(Filter(kind="event")) + triage.count(Filter(kind="silent")):
+            st.metric(
+                "of them events",
+                f"{events:,}",
+                border=True,
+                help="Stretches of a series, and sensors that fell silent.",
+            )
         st.metric("of high severity", f"{triage.count(Filter(severities=('high',))):,}", border=True)
         st.metric("Sources fine", f"{fine} of {len(health)}", border=True)
         st.metric("Rows scored", f"{sum(line['rows'] for line in health):,}", border=True)
@@ -33,7 +40,7 @@ def _anomalies() -> None:
         since = datetime.now(UTC) - timedelta(days=_DAYS + 1)
         midnight = since.replace(minute=0, second=0, microsecond=0)  # the same question for an hour, so that it is kept
         counts = triage.by_day(Filter(state="all", since=midnight), str(zone()), _DAYS)
-        st.altair_chart(charts.alerts_by_day(counts), alt=charts.describe_days(counts))
+        st.html(bars.by_day(counts, charts.describe_days(counts)))
     with right:
         st.subheader("What they tell")
         stories = triage.stories(Filter())
@@ -54,36 +61,29 @@ def _anomalies() -> None:
 
 def _sources() -> None:
     st.subheader("Sources")
-    lines = [
-        {
-            "Source": literal(line["source"]),
-            "Model": literal(line["model"] or "none"),
-            "State": triage.STATES[line["state"]],
-            "Why": literal(line["why"] or "scored, and like the rows of the fit"),
-            "Rows": line["rows"],
-            "Scored": line["scored"],
-            "Watched": line["watched"],
-        }
-        for line in triage.health()
-    ]
-    time = st.column_config.DatetimeColumn(timezone=str(zone()), format="D MMM YYYY, HH:mm", width="medium")
-    columns = {"Scored": time, "Watched": time, "Why": st.column_config.TextColumn(width="large")}
-    st.dataframe(pl.DataFrame(lines), hide_index=True, column_config=columns, alt="Table of sources with their state")
+    lines = triage.health()
+    for line in lines[:_LINES]:
+        name = plain(line["source"]) + (f" by {plain(line['model'])}" if line["model"] else ", no model")
+        facts = f"{line['rows']:,} rows, scored {ago(line['scored'])}, watched {ago(line['watched'])}"
+        why = plain(line["why"] or "scored, and like the rows of the fit")
+        st.markdown(f"**{triage.STATES[line['state']]}**: {name}  \n{why} ({facts})")
+    if len(lines) > _LINES:
+        st.caption(f"and {len(lines) - _LINES} more, in no worse state")
     plan, timezone = triage.schedules()
     if plan:
         st.subheader("Schedules")
         rows = [
             {
-                "Schedule": literal(line["name"]),
-                "Runs": line["flow"],
-                "Of": literal(line["of"]),
-                "When": literal(f"{line['when']} ({timezone})"),
-                "Last run": line["last"],
-                "Ended": literal(line["status"]),
+                "Schedule": plain(line["name"]),
+                "Runs": plain(line["flow"]),
+                "Of": plain(line["of"]),
+                "When": plain(f"{line['when']} ({timezone})"),
+                "Last run": plain(local(line["last"]) or "never"),
+                "Ended": plain(line["status"]),
             }
             for line in plan
         ]
-        st.dataframe(pl.DataFrame(rows), hide_index=True, column_config={"Last run": time}, alt="Table of schedules")
+        st.markdown(table(rows))
 
 
 def _results() -> None:
@@ -112,11 +112,11 @@ def _results() -> None:
         st.subheader("Findings")
         rows = [
             {
-                "When": event["created"],
-                "Severity": literal(event["severity"]),
-                "What": literal(event["kind"].replace("_", " ")),
-                "Of": literal(event["subject"]),
-                "Details": literal(
+                "When": plain(local(event["created"])),
+                "Severity": plain(event["severity"]),
+                "What": plain(event["kind"].replace("_", " ")),
+                "Of": plain(event["subject"]),
+                "Details": plain(
                     "; ".join(map(str, event["detail"].get("findings", [])))
                     or event["detail"].get("reason")
                     or event["detail"],
@@ -125,14 +125,12 @@ def _results() -> None:
             }
             for event in findings
         ]
-        time = st.column_config.DatetimeColumn(timezone=str(zone()), format="D MMM YYYY, HH:mm", width="medium")
-        columns = {"When": time, "Details": st.column_config.TextColumn(width="large")}
-        st.dataframe(pl.DataFrame(rows), hide_index=True, column_config=columns, alt="Table of findings, newest first")
+        st.markdown(table(rows))
 
 
 with page("Overview"):
     workspace = queries.workspace()
-    if welcome.is_empty(workspace):
+    if welcome.is_empty():
         welcome.greet(workspace)
     else:
         welcome.watch_demo(workspace)

@@ -22,9 +22,9 @@ def start(job: SynthesizeJob) -> str:
 
 def choose() -> tuple[str, int, dict[str, Any]] | None:
     """The version that draws, and what its folder says; None if there is no model."""
-    every = [version for version in records.versions() if version["folder"]]
+    every = [version for version in records.versions() if version["folder"] and not version["series"]]
     if not every:
-        st.info("There is no model yet. Register a source and start training on the page Data.")
+        st.info("There is no model of a table yet. Register a source and start training on the page Data.")
         return None
     names = sorted({version["model"] for version in every})
     wanted = selected("model", names[0])

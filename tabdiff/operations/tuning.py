@@ -31,6 +31,8 @@ class Tuning:
         judged: (score, whether it was confirmed) of judged alerts, by rising score.
         normal: scores of calibration rows, ascending.
         saved: the rule that counts now; empty if it is the job's.
+        stretches_per_day: of a series: how many windows of one recording follow each other in a day; then `rows` are such stretches, their
+            scores those of their highest places, and a rule says how many normal ones a recording may raise. None for tables.
     """
 
     stream_id: int
@@ -45,10 +47,13 @@ class Tuning:
     judged: list[tuple[float, bool]]
     normal: list[float]
     saved: dict[str, float]
+    stretches_per_day: float | None = None
 
     @property
     def rows_per_day(self) -> float:
-        """Rows scored a day; all of them if they have no times."""
+        """Rows scored a day; all of them if they have no times. Of a series: stretches of one recording."""
+        if self.stretches_per_day is not None:
+            return self.stretches_per_day
         return self.rows / self.days if self.days else float(self.rows)
 
     def choices(self, rows_per_day: float) -> list[float]:
@@ -56,6 +61,11 @@ class Tuning:
         least, most = rows_per_day / (len(self.normal) * 3), 0.3 * rows_per_day
         steps = [digit * 10.0**power for power in range(-3, 7) for digit in (1, 2, 5)]
         return [step for step in steps if least <= step <= most]
+
+    def as_rule(self, alerts_per_day: float, rows_per_day: float) -> dict[str, float]:
+        """The rule to save; a series counts its stretches itself."""
+        rule = {"alerts_per_day": float(alerts_per_day)}
+        return rule if self.stretches_per_day is not None else rule | {"rows_per_day": float(rows_per_day)}
 
     def at(self, alerts_per_day: float, rows_per_day: float) -> dict[str, Any]:
         """What this rule would have done.
@@ -100,13 +110,22 @@ def tuning(workspace: Workspace, source: str, model: str) -> Tuning:
     ]
     if not parts:
         raise StoreError(f"{version} has not scored {source!r} yet. Run tabdiff run score, or wait for the next run.")
-    bundle = Bundle.read(version.folder / "bundle")
+    bundle, about = Bundle.read(version.folder / "bundle"), version.metrics.get("series")
+    if about is not None and about["interval_us"] is None:
+        raise StoreError(
+            f"{version} counts steps, which have no days; its threshold is its own, {about['threshold']:.3g}."
+        )
     frame = pl.scan_parquet([part["file"] for part in parts], extra_columns="ignore", missing_columns="insert")
-    times = [column.name for column in bundle.schema.columns if column.role.value == "time"]
+    times = [about["time"]] if about is not None else []
+    times += [column.name for column in bundle.schema.columns if column.role.value == "time"]
     times += [spec.column] if spec.column else []
     known = frame.collect_schema()
     when = next((name for name in times if name in known and known[name].is_temporal()), None)
-    read = frame.select("score", *([pl.col(when)] if when else [])).collect()
+    read = (
+        frame.select("score", *([pl.col(when)] if when else [])).collect()
+        if about is None
+        else _stretches(frame, about)
+    )
     scores = np.sort(read["score"].to_numpy())
     counts, edges = np.histogram(np.log10(1 + np.maximum(scores, 0)), bins=_BINS)
     judged = [
@@ -117,8 +136,18 @@ def tuning(workspace: Workspace, source: str, model: str) -> Tuning:
     return Tuning(
         *(stream.id, source, model, version.version, len(scores), _span(read[when]) if when else None),
         *(edges.tolist(), counts.tolist(), scores[-_KEPT:].tolist(), sorted(judged)),
-        *(sorted(bundle.calibration["normal"]), workspace.triage.rule(stream.id)),
+        *(sorted(bundle.calibration["normal" if about is None else "blocks"]), workspace.triage.rule(stream.id)),
+        None if about is None else 86_400e6 / (about["interval_us"] * about["window"]),
     )
+
+
+def _stretches(frame: pl.LazyFrame, about: dict[str, Any]) -> pl.DataFrame:
+    """The highest score of each stretch of a window, of each recording: what calibration calls a block."""
+    passed = (pl.col(about["time"]) - pl.col(about["time"]).min()).dt.total_microseconds()
+    begun = passed // (about["interval_us"] * about["window"])
+    keys = [begun.alias("stretch"), *([pl.col(about["entity"])] if about["entity"] is not None else [])]
+    scored = frame.filter(pl.col("score").is_not_null())
+    return scored.group_by(keys).agg(pl.col("score").max(), pl.col(about["time"]).min()).collect()
 
 
 def _span(times: pl.Series) -> float | None:

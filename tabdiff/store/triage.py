@@ -68,6 +68,30 @@ class Triage:
         query = sa.select(sa.func.count()).select_from(self._joined(chosen).subquery())
         return int(self.database.read(lambda connection: connection.execute(query).scalar_one()))
 
+    def numbers(self, chosen: Filter, limit: int = 1000) -> list[int]:
+        """The numbers of alerts in the order of `queue`, without anything else."""
+        rows = self._joined(chosen).subquery()
+        order = (sa.func.coalesce(rows.c.excess, 0.0).desc(), rows.c.score.desc(), rows.c.id)
+        query = sa.select(rows.c.id).order_by(*order).limit(limit)
+        return [
+            int(number) for number in self.database.read(lambda connection: connection.execute(query).scalars().all())
+        ]
+
+    def mark(self) -> tuple[int, ...]:
+        """Numbers that are others as soon as anything that is asked here may have another answer; cheap to read."""
+        v, r = t.verdicts.c, t.rules.c
+        sleeping = sa.select(sa.func.count()).where(v.verdict == "snooze", v.until > now())
+        parts = (
+            *(
+                sa.select(sa.func.coalesce(sa.func.sum(t.streams.c.revision), 0)),
+                sa.select(sa.func.count(t.streams.c.id)),
+            ),
+            *(sa.select(sa.func.coalesce(sa.func.max(column), 0)) for column in (v.id, r.id, t.partitions.c.id)),
+            sleeping,
+        )
+        query = sa.select(*(part.scalar_subquery() for part in parts))
+        return tuple(int(number) for number in self.database.read(lambda connection: connection.execute(query).one()))
+
     def tally(self, chosen: Filter) -> list[dict[str, Any]]:
         """Alerts counted by ten minutes (`slot`, UTC, as in "2026-11-23 04:1"), severity, source and verdict."""
         text = (
