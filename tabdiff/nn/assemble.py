@@ -57,7 +57,7 @@ def build_denoiser(layout: Layout, windows: Float32[np.ndarray, "n t w"], config
     )
     rows = x.shape[1] == 1
     network = config.network
-    width, blocks = (128 if len(x) < 3000 else 256, 2) if rows else (_WINDOW_WIDTH, _WINDOW_BLOCKS)
+    width, blocks = (128, 3) if rows else (_WINDOW_WIDTH, _WINDOW_BLOCKS)
     denoiser = Denoiser(
         process,
         *(tensor.float() for tensor in (mean, basis, variance, noise_scale)),
@@ -70,7 +70,18 @@ def build_denoiser(layout: Layout, windows: Float32[np.ndarray, "n t w"], config
         slots = torch.as_tensor(layout.category_slots)
         share = torch.log((x[..., slots].sum(0) + 0.5) / (len(x) + 1.0))
         denoiser.last.bias[slots] = share.mean(0)
+    if rows and not layout.number_units and not scored_by_network(config):
+        denoiser.order = drawing_order(layout, windows[:, 0])
     return denoiser
+
+
+def drawing_order(layout: Layout, x: Float32[np.ndarray, "n w"]) -> tuple[int, ...]:
+    """The order in which a sampler draws the categories of a row: those of most entropy among the training rows first."""
+    entropy = []
+    for index in layout.category_units:
+        share = x[:, layout.units[index].slots].mean(axis=0, dtype=np.float64)
+        entropy.append(-float((share * np.log(np.maximum(share, 1e-300))).sum()))
+    return tuple(np.argsort(-np.array(entropy), kind="stable").tolist())
 
 
 def scored_by_network(config: FitConfig) -> bool:
@@ -200,5 +211,6 @@ def describe(denoiser: Denoiser, report: dict[str, Any]) -> dict[str, Any]:
         "width": denoiser.width,
         "blocks": denoiser.depth,
         "dropout": denoiser.dropout,
+        "order": list(denoiser.order),
         "report": report,
     }

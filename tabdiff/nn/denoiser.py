@@ -129,6 +129,7 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.process, self.length = process, length
+        self.order: tuple[int, ...] = ()  # in which a sampler draws the categories of a row; any if empty
         layout = process.layout
         for name, value in {
             "mean": mean,
