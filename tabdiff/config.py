@@ -64,10 +64,10 @@ class NetworkConfig(_Options):
     """The learned denoiser."""
 
     width: int | None = Field(
-        None, ge=8, le=8192, description="hidden width; 128 for tables and 96 for series if not given"
+        None, ge=8, le=8192, description="hidden width; chosen from rows and columns if not given"
     )
     blocks: int | None = Field(
-        None, ge=1, le=64, description="residual blocks; 3 for tables and 4 for series if not given"
+        None, ge=1, le=64, description="residual blocks; 3 for tables (2 if wide) and 4 for series if not given"
     )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout inside the blocks; 0.2 for tables and none for series if not given"

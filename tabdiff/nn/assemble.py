@@ -29,6 +29,7 @@ _KERNEL_FACTORS = (0.2, 0.3, 0.5)  # noise levels of the kernel views, in mean d
 _NEIGHBOUR_FACTOR = 1.0  # the level at which a row's neighbours are weighed
 _MIXTURE_SIGMAS = (0.32, 1.73)  # noise levels of the two mixture views, in standard deviations
 _LEARNED_SIGMAS = (1.4, 2.0, 3.0)  # noise levels of the learned view, in standard deviations
+_FEW_ROWS, _FEW_CATEGORIES = 3000, 16  # that a narrow network is enough for
 _WINDOW_WIDTH, _WINDOW_BLOCKS = 96, 4  # of the network of windows
 _MASKING_SIGMA, _MASKING_PROBES = 2.0, 4  # with categories: one level, each category masked in about half of the probes
 
@@ -57,7 +58,8 @@ def build_denoiser(layout: Layout, windows: Float32[np.ndarray, "n t w"], config
     )
     rows = x.shape[1] == 1
     network = config.network
-    width, blocks = (128, 3) if rows else (_WINDOW_WIDTH, _WINDOW_BLOCKS)
+    narrow = len(x) < _FEW_ROWS or len(layout.category_units) <= _FEW_CATEGORIES
+    width, blocks = ((128, 3) if narrow else (256, 2)) if rows else (_WINDOW_WIDTH, _WINDOW_BLOCKS)
     denoiser = Denoiser(
         process,
         *(tensor.float() for tensor in (mean, basis, variance, noise_scale)),
