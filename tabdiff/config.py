@@ -92,7 +92,8 @@ class TrainConfig(_Options):
         0.5,
         ge=0,
         lt=1,
-        description="share of training rows of a table that show the first columns of the order in which rows are drawn, the others a random set",
+        description="share of training rows that show the first columns of the order in which rows are drawn, the others a random set; "
+        "of tables of 5,000 rows and more",
     )
     evaluate_every: int = Field(100, ge=1, description="steps between held-out losses and checkpoints")
     patience: int = Field(8, ge=1, description="held-out losses without a better one before stopping")
@@ -220,7 +221,12 @@ class FitConfig(_Options):
 class SampleConfig(_Options):
     """How rows are drawn, and which of them may be published."""
 
-    steps: int = Field(20, ge=1, le=10_000, description="noise levels visited")
+    steps: int = Field(
+        32,
+        ge=1,
+        le=10_000,
+        description="noise levels visited; a table whose numbers are binned takes one for each column, and no more than this",
+    )
     sampler: Literal["dpmpp_2m", "heun", "ddpm"] = Field(
         "dpmpp_2m",
         description="DPM-Solver++(2M), Heun's method (twice the calls a step), or ancestral DDPM (needs many steps)",

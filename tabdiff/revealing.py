@@ -47,17 +47,18 @@ class Revealer:
         self._units = [layout.units[index] for index in layout.category_units]
         visible = np.isin(np.arange(layout.model_width), layout.category_slots)
         read = tensor("read.weight")[:, : layout.model_width].T
-        self._read = np.ascontiguousarray(np.where(visible[:, None], read, np.float32(0)))
-        self._start = tensor("read.bias")
+        # Activations have a mean of 0 from the first layer on, which a norm need not take away then.
+        self._read = _centred(np.where(visible[:, None], read, np.float32(0)))
+        self._start = _centred(tensor("read.bias"))
         self._blocks = []
         for index in range(blocks):
             names = ("norm.weight", "norm.bias", "expand.weight", "expand.bias", "contract.weight", "contract.bias")
             scale, shift, expand, expand_bias, contract, bias = (tensor(f"blocks.{index}.{name}") for name in names)
-            # Scale and shift of a norm are part of the product that follows it.
-            self._blocks.append(
-                (np.ascontiguousarray((expand * scale).T), expand_bias + expand @ shift, contract.T.copy(), bias)
-            )
-        self._norm = tensor("norm.weight"), tensor("norm.bias")
+            # Scale and shift of a norm are part of the product that follows it, and so is the half that SiLU takes.
+            expand_bias = (expand_bias + expand @ shift) / 2
+            expand = np.ascontiguousarray((expand * scale).T) / 2
+            self._blocks.append((expand, expand_bias, _centred(contract.T), _centred(bias)))
+        self._norm = tensor("norm.weight") / 2, tensor("norm.bias") / 2
         write, bias = tensor("write.weight"), tensor("write.bias")
         self._write = [(write[unit.slots].T.copy(), bias[unit.slots]) for unit in self._units]
         # A random number for each slot: rows that show the same states have the same sum (Zobrist 1970).
@@ -94,13 +95,19 @@ class Revealer:
             for category in np.flatnonzero(drawn.any(axis=0)).tolist():
                 own = np.flatnonzero(drawn[:, category])
                 unit = self._units[category]
-                among = allowed if len(allowed) == 1 else allowed[own]
-                state = self._draw(category, features[place[own]], uniform[own, category], among[:, unit.slots])
+                every = len(own) == len(x)  # nothing to pick then
+                among = allowed[:, unit.slots] if len(allowed) == 1 or every else allowed[own, unit.slots]
+                state = self._draw(category, features if every else features[place[own]], uniform[own, category], among)
                 found = state < unit.width
-                own, slot = own[found], unit.start + state[found]
+                if not found.all():
+                    own, state, every = own[found], state[found], False
+                slot = unit.start + state
                 x[own, slot] = 1.0
-                hidden[own] += self._read[slot]
                 names[own] += self._names[slot]
+                if every:
+                    hidden += self._read[slot]
+                else:
+                    hidden[own] += self._read[slot]
         return x
 
     def _draw(self, category: int, features: Weights, uniform: Weights, allowed: Weights) -> Int64[np.ndarray, " n"]:
@@ -138,14 +145,14 @@ class Revealer:
             _normalise(hidden, normed)
             np.matmul(normed, expand, out=change)
             change += expand_bias
-            _silu(change, normed)
+            _silu_of_twice(change, normed)
             np.matmul(normed, contract, out=change)
             change += bias
             hidden += change
         _normalise(hidden, normed)
         normed *= self._norm[0]
         normed += self._norm[1]
-        _silu(normed, change)
+        _silu_of_twice(normed, change)
         return change
 
 
@@ -153,16 +160,21 @@ def _chunks(rows: int) -> Iterator[slice]:
     yield from (slice(start, start + _CHUNK_ROWS) for start in range(0, rows, _CHUNK_ROWS))
 
 
+def _centred(weights: Weights) -> Weights:
+    """With a mean of 0 over the last axis."""
+    return np.ascontiguousarray(weights - weights.mean(axis=-1, keepdims=True, dtype=np.float64), np.float32)
+
+
 def _normalise(x: Weights, out: Weights) -> None:
-    """Rows of mean 0 and variance 1."""
-    np.subtract(x, x.mean(axis=1, keepdims=True), out=out)
-    variance = np.einsum("ij,ij->i", out, out) / np.float32(x.shape[1])
-    out *= (1 / np.sqrt(variance + _EPSILON))[:, None]
+    """Rows of mean 0 scaled to variance 1."""
+    variance = np.einsum("ij,ij->i", x, x)
+    variance /= np.float32(x.shape[1])
+    variance += _EPSILON
+    np.multiply(x, (1 / np.sqrt(variance))[:, None], out=out)
 
 
-def _silu(x: Weights, out: Weights) -> None:
-    """x sigmoid(x) = x/2 (1 + tanh(x/2)); `x` is written to."""
-    x *= np.float32(0.5)
+def _silu_of_twice(x: Weights, out: Weights) -> None:
+    """2x sigmoid(2x) = x (1 + tanh(x))."""
     np.tanh(x, out=out)
     out += np.float32(1)
     out *= x

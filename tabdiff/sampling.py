@@ -109,7 +109,8 @@ def draw(
     (SDEdit, Meng et al. 2022): the rows come out like those they started from.
 
     Args:
-        order: the categories of a table without Gaussian numbers, first drawn first; a random order for each row if empty.
+        order: the categories of a table without Gaussian numbers, first drawn first; a random order for each row if empty, or if there are too few steps
+            for a step each.
         revealer: draws them in place of the engine, the same states up to rounding.
     """
     total, length = condition.x.shape[:2]
@@ -185,7 +186,8 @@ def _masked(
         x = np.where(kept[..., layout.unit_of_slot], part.x, x)
     members = (layout.unit_of_slot[:, None] == categories).astype(np.float32)
     open_ = (x @ members == 0).reshape(len(x), -1)
-    if len(order):
+    # In a fixed order the same columns would always share a step, which may be those that depend on each other most.
+    if len(order) and len(order) * length <= steps:
         turns = np.tile(np.argsort(order).astype(np.float32), length)[None]
     # Open categories by their turn, closed ones behind all of them.
     ranks = np.argsort(np.argsort(np.where(open_, turns.reshape(len(turns), -1), np.float32(np.inf)), axis=1), axis=1)

@@ -30,6 +30,7 @@ _NEIGHBOUR_FACTOR = 1.0  # the level at which a row's neighbours are weighed
 _MIXTURE_SIGMAS = (0.32, 1.73)  # noise levels of the two mixture views, in standard deviations
 _LEARNED_SIGMAS = (1.4, 2.0, 3.0)  # noise levels of the learned view, in standard deviations
 _FEW_ROWS, _FEW_CATEGORIES = 3000, 16  # that a narrow network is enough for
+_ORDERED_ROWS = 5000  # from which one order of drawing pays; with fewer, the errors of all orders together are smaller
 _WINDOW_WIDTH, _WINDOW_BLOCKS = 96, 4  # of the network of windows
 _MASKING_SIGMA, _MASKING_PROBES = 2.0, 4  # with categories: one level, each category masked in about half of the probes
 
@@ -72,7 +73,7 @@ def build_denoiser(layout: Layout, windows: Float32[np.ndarray, "n t w"], config
         slots = torch.as_tensor(layout.category_slots)
         share = torch.log((x[..., slots].sum(0) + 0.5) / (len(x) + 1.0))
         denoiser.last.bias[slots] = share.mean(0)
-    if rows and not layout.number_units and not scored_by_network(config):
+    if rows and len(x) >= _ORDERED_ROWS and not layout.number_units and not scored_by_network(config):
         denoiser.order = drawing_order(layout, windows[:, 0])
     return denoiser
 
