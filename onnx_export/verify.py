@@ -6,7 +6,7 @@ away. Whoever starts the programs elsewhere can compare with the stored errors, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
@@ -31,6 +31,7 @@ RANKING = 1 - 5e-7  # Spearman's correlation of the scores: 1 to six digits
 HALF_RANKING = 0.999
 _PROBE_ROWS, _RANDOM_ROWS, _DRAWN_ROWS, _STEPS = 64, 256, 256, 8
 
+_EDGE = np.float32(1e-5)
 _EQUAL = 1e-6  # relative difference of scores that single precision does not tell apart
 
 
@@ -78,7 +79,7 @@ def verify(bundle: Bundle, torch_runtime: TorchRuntime, *, fp16: bool) -> dict[s
 
     Returns:
         For each precision: largest relative difference of an error, Spearman's correlation of the scores, largest
-        difference of a drawn number, share of drawn categories that are the same.
+        difference of a drawn number, share of drawn categories that are the same (`_Both` has what counts).
 
     Raises:
         BundleError: a difference is larger than it may be.
@@ -116,20 +117,52 @@ def _compare(bundle: Bundle, torch_runtime: TorchRuntime, precision: Precision) 
     }
 
 
-def _compare_samples(bundle: Bundle, *runtimes: Runtime) -> tuple[float, float]:
-    """Largest difference of a number and share of equal categories, after whole chains from the same noise."""
+def _compare_samples(bundle: Bundle, truth: Runtime, other: Runtime) -> tuple[float, float]:
+    """Largest difference of a number and share of equal categories, at every step of whole chains, from the same state and noise."""
     layout, model = bundle.codec.layout, bundle.model
     schedule = NoiseSchedule.of(model, bundle.tensors)
     condition = Condition.nothing(layout, _DRAWN_ROWS, model["length"])
     config = SampleConfig(steps=_STEPS, sampler="ddpm")  # type: ignore[call-arg] # ancestral steps use every input
-    drawn = [np.concatenate(list(draw(r, layout, schedule, condition, config, seed=0))) for r in runtimes]
-    slots = layout.number_slots
-    numbers = np.abs(drawn[0][..., slots] - drawn[1][..., slots])
-    blocks = [
-        drawn[0][..., layout.units[i].slots] == drawn[1][..., layout.units[i].slots] for i in layout.category_units
-    ]
-    same = [block.all(-1) for block in blocks]
-    return float(numbers.max(initial=0.0)), float(np.mean(same)) if same else 1.0
+    both = _Both(truth, other, layout)
+    for _ in draw(both, layout, schedule, condition, config, seed=0):
+        pass
+    return both.difference, 1 - both.wrong / max(both.drawn, 1)
+
+
+class _Both:
+    """Two engines that take the same steps; the second one's results are only looked at.
+
+    A category counts as different if the first engine would not draw it either with noise that is moved by `_EDGE`: a uniform number
+    on the edge between two states falls to either, by rounding.
+    """
+
+    on_device = True  # its steps are what is asked for
+
+    def __init__(self, truth: Runtime, other: Runtime, layout: Layout) -> None:
+        self._truth, self._other, self._layout = truth, other, layout
+        self.difference, self.wrong, self.drawn = 0.0, 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._truth, name)
+
+    def step(self, x: Any, t: float, s: float, noise: Any, reveal: Any, *more: Any) -> tuple[Any, Any]:
+        """The first engine's step."""
+        expected, x0 = (np.asarray(value) for value in self._truth.step(x, t, s, noise, reveal, *more))
+        found = np.asarray(self._other.step(x, t, s, noise, reveal, *more)[0])
+        slots, categories = self._layout.number_slots, list(self._layout.category_units)
+        self.difference = max(self.difference, float(np.abs(expected - found)[..., slots].max(initial=0.0)))
+        differs = self._differ(expected, found)
+        for moved in (noise - _EDGE, noise + _EDGE) if differs.any() else ():
+            noised = noise.copy()
+            noised[..., categories] = np.clip(moved, 0, 1 - 2.0**-24)[..., categories]
+            differs &= self._differ(np.asarray(self._truth.step(x, t, s, noised, reveal, *more)[0]), found)
+        self.wrong += int(differs.sum())
+        self.drawn += int(np.asarray(reveal)[..., categories].sum())
+        return expected, x0
+
+    def _differ(self, a: Float32[np.ndarray, "b t w"], b: Float32[np.ndarray, "b t w"]) -> Bool[np.ndarray, "k b t"]:
+        blocks = [(a != b)[..., self._layout.units[i].slots].any(-1) for i in self._layout.category_units]
+        return np.array(blocks, bool)
 
 
 def _require(report: Report, precision: str, parity: float, ranking: float) -> None:

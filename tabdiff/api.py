@@ -32,6 +32,7 @@ from tabdiff.schema import Role, Schema
 
 MINIMUM_ROWS = 10
 _MAXIMUM_HELD_OUT = 10_000
+_STOPPING_ROWS = 64  # fewer say too little of when to stop
 _MICROSECONDS_A_DAY = 86_400_000_000
 
 
@@ -120,7 +121,7 @@ def _fit(
         {
             **describe(denoiser, report),
             "sampling": remember(
-                schema, codec, conformed, conformed[train_places], conformed[held_out_places], data, config
+                schema, codec, conformed, *_learned_from(conformed, train_places, held_out_places, config), data, config
             ),
         },
         {f"score.{name}": value.cpu().numpy() for name, value in score.state_dict().items()},
@@ -155,10 +156,16 @@ def _learn(
     last = None
     if start_from is not None:
         begin_with(denoiser, codec, build_programs(start_from.bundle)[0].denoiser, start_from.codec)
+        order = tuple(start_from.bundle.model.get("order", ()))
+        if len(order) == len(denoiser.order):  # what the old network has learned is about its own order
+            denoiser.order = order
+    also = _also_learned(len(held_out.x), config)
+    rows, more = _windows(encoded, codec.layout), _windows(held_out, codec.layout, also)
     events = train(
         denoiser,
-        *_windows(encoded, codec.layout),
-        *_windows(held_out, codec.layout),
+        torch.cat([rows[0], more[0]]),
+        torch.cat([rows[1], more[1]]),
+        *_windows(held_out, codec.layout, ~also),
         config.train,
         checkpoint=checkpoint,
         identity=" ".join(
@@ -198,9 +205,30 @@ def _split(rows: int, config: FitConfig) -> tuple[Int[np.ndarray, " n"], Int[np.
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def _windows(encoded: Encoded, layout: Layout) -> tuple[Float32[torch.Tensor, "n 1 w"], Bool[torch.Tensor, "n 1 u"]]:
-    x = torch.from_numpy(encoded.x[:, None, : layout.model_width])
-    return x, torch.from_numpy(encoded.present[:, None, :])
+def _also_learned(held_out: int, config: FitConfig) -> Bool[np.ndarray, " m"]:
+    """Which held-out rows the network is trained on after all: it has no part in the score that they calibrate.
+
+    A third, at least `_STOPPING_ROWS`, is kept for the early stop.
+    """
+    also = np.zeros(held_out, bool)
+    if not scored_by_network(config) and not config.data.trim:  # trimming has looked at the other rows only
+        also[max(_STOPPING_ROWS, -(-held_out // 3)) :] = True
+    return np.random.default_rng(config.train.seed).permutation(also)
+
+
+def _learned_from(
+    frame: pl.DataFrame, train_places: Int[np.ndarray, " n"], held_out_places: Int[np.ndarray, " m"], config: FitConfig
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows that the network has seen, and the others."""
+    also = _also_learned(len(held_out_places), config)
+    return frame[np.concatenate([train_places, held_out_places[also]])], frame[held_out_places[~also]]
+
+
+def _windows(
+    encoded: Encoded, layout: Layout, rows: Any = slice(None)
+) -> tuple[Float32[torch.Tensor, "n 1 w"], Bool[torch.Tensor, "n 1 u"]]:
+    x = torch.from_numpy(encoded.x[rows][:, None, : layout.model_width])
+    return x, torch.from_numpy(encoded.present[rows][:, None, :])
 
 
 def _rows_per_day(frame: pl.DataFrame, schema: Schema) -> float | None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import polars as pl
 from jaxtyping import Bool
 
 from tabdiff.codec import Codec, Encoded
 from tabdiff.codes import OTHER, CategoryCode
+from tabdiff.columns import CANONICAL
 from tabdiff.errors import Problem, SchemaError
 from tabdiff.sampling import Condition
-from tabdiff.schema import Schema
+from tabdiff.schema import Column, Kind, Schema
 
 
 def read_cells(schema: Schema, codec: Codec, partial: pl.DataFrame) -> pl.DataFrame:
@@ -87,3 +91,26 @@ def _unseen(codec: Codec, partial: pl.DataFrame, unseen: Bool[np.ndarray, "n u"]
             Problem(name, "a given value must have been seen in training", f"{value!r} in row {row + 1}", cure)
         )
     return problems
+
+
+def canonical_series(column: Column, values: Sequence[Any]) -> pl.Series:
+    """Drawn values as a canonical column."""
+    if column.kind is Kind.BOOLEAN:
+        return pl.Series(column.name, [value == "true" for value in values])
+    if column.kind is Kind.CATEGORICAL:
+        return pl.Series(column.name, values, dtype=pl.String)
+    series = pl.Series(column.name, values, dtype=pl.Float64)
+    if column.kind is Kind.CONTINUOUS:
+        return series
+    return series.round(0).cast(pl.Int64).cast(CANONICAL[column.kind])
+
+
+def overlaid(frame: pl.DataFrame, cells: pl.DataFrame, open_cells: Bool[np.ndarray, "n c"]) -> pl.DataFrame:
+    """The frame with the cells that are known, exactly as they were given."""
+    if cells.width and cells.height == 1:
+        cells, open_cells = cells[np.zeros(frame.height, int)], np.repeat(open_cells, frame.height, axis=0)
+    columns = [
+        frame[name].zip_with(pl.Series(open_cells[:, i]), cells[name].cast(frame[name].dtype)).alias(name)
+        for i, name in enumerate(cells.columns)
+    ]
+    return frame.with_columns(columns)

@@ -63,9 +63,11 @@ class ProcessConfig(_Options):
 class NetworkConfig(_Options):
     """The learned denoiser."""
 
-    width: int | None = Field(None, ge=8, le=8192, description="hidden width; chosen from rows and slots if not given")
+    width: int | None = Field(
+        None, ge=8, le=8192, description="hidden width; chosen from rows and columns if not given"
+    )
     blocks: int | None = Field(
-        None, ge=1, le=64, description="residual blocks; 2 for tables and 4 for series if not given"
+        None, ge=1, le=64, description="residual blocks; 3 for tables (2 if wide) and 4 for series if not given"
     )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout inside the blocks; 0.2 for tables and none for series if not given"
@@ -86,6 +88,13 @@ class TrainConfig(_Options):
     warmup: int = Field(100, ge=0, description="steps until the full learning rate")
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights, which are the ones kept")
     condition_share: float = Field(0.3, ge=0, le=1, description="share of training rows shown with some cells given")
+    in_order: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of training rows that show the first columns of the order in which rows are drawn, the others a random set; "
+        "of tables of 5,000 rows and more",
+    )
     evaluate_every: int = Field(100, ge=1, description="steps between held-out losses and checkpoints")
     patience: int = Field(8, ge=1, description="held-out losses without a better one before stopping")
     time_limit: float | None = Field(
@@ -217,7 +226,12 @@ class FitConfig(_Options):
 class SampleConfig(_Options):
     """How rows are drawn, and which of them may be published."""
 
-    steps: int = Field(20, ge=1, le=10_000, description="noise levels visited")
+    steps: int = Field(
+        32,
+        ge=1,
+        le=10_000,
+        description="noise levels visited; a table whose numbers are binned takes one for each column, and no more than this",
+    )
     sampler: Literal["dpmpp_2m", "heun", "ddpm"] = Field(
         "dpmpp_2m",
         description="DPM-Solver++(2M), Heun's method (twice the calls a step), or ancestral DDPM (needs many steps)",

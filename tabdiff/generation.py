@@ -18,15 +18,16 @@ from jaxtyping import Bool, Float32, Int
 from tabdiff.bundle import Bundle
 from tabdiff.codes import OTHER, CategoryCode
 from tabdiff.columns import CANONICAL
-from tabdiff.conditions import condition_on_cells
+from tabdiff.conditions import canonical_series, condition_on_cells, overlaid
 from tabdiff.config import SampleConfig
 from tabdiff.constraints import Sum, Unique
 from tabdiff.errors import ConfigError, SynthesisError
 from tabdiff.originals import Originals
 from tabdiff.restrictions import Restriction, marginal
+from tabdiff.revealing import Revealer
 from tabdiff.runtime import Runtime
 from tabdiff.sampling import BLOCK_ROWS, Condition, NoiseSchedule, draw
-from tabdiff.schema import Column, Kind, Schema
+from tabdiff.schema import Column, Schema
 
 LEAST_ACCEPTANCE = 0.001
 _TRIED_BEFORE_GIVING_UP, _IDLE_BEFORE_GIVING_UP, _WIDEST = 2000, 5000, 64
@@ -91,10 +92,16 @@ class Request:
 
 
 class Generator:
-    """Draws rows from a bundle."""
+    """Draws rows from a bundle. `on_drawn` is told how many more there are, block after block, accepted or not."""
 
-    def __init__(self, bundle: Bundle, runtime: Runtime, config: SampleConfig) -> None:
-        self.bundle, self.runtime, self.config = bundle, runtime, config
+    def __init__(
+        self,
+        bundle: Bundle,
+        runtime: Runtime,
+        config: SampleConfig,
+        on_drawn: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        self.bundle, self.runtime, self.config, self._on_drawn = bundle, runtime, config, on_drawn
         self.schema, self.codec = bundle.schema, bundle.codec
         self._notes: dict[str, Any] = bundle.model.get("sampling", {})
 
@@ -177,7 +184,10 @@ class Generator:
     def encoded(self, condition: Condition, seed: int, strength: float = 1.0) -> Iterator[Float32[np.ndarray, "b w"]]:
         """Blocks of clean encoded rows, no value beyond what training showed."""
         layout, schedule = self.codec.layout, NoiseSchedule.of(self.bundle.model, self.bundle.tensors)
-        blocks = draw(self.runtime, layout, schedule, condition, self.config, seed, strength)
+        order = self.bundle.model.get("order", ())
+        blocks = draw(
+            self.runtime, layout, schedule, condition, self.config, seed, strength, order=order, revealer=self._revealer
+        )
         for block, windows in enumerate(blocks):
             x = windows[:, 0]
             if layout.detail_units:
@@ -185,7 +195,16 @@ class Generator:
                 uniform = rng.random((BLOCK_ROWS, len(layout.units)), dtype=np.float32)[: len(x)]
                 given = condition.given[block * BLOCK_ROWS :][: len(x), 0][:, layout.unit_of_slot]
                 x = np.where(given, x, self.codec.draw_details(x, uniform))
+            self._on_drawn(len(x))
             yield np.clip(x, *self.codec.bounds)
+
+    @cached_property
+    def _revealer(self) -> Revealer | None:
+        """What draws categories where the engine computes on the CPU as well."""
+        layout = self.codec.layout
+        if self.runtime.on_device or layout.number_units or self.bundle.model["length"] > 1:
+            return None
+        return Revealer(layout, self.bundle.tensors, self.bundle.model["blocks"])
 
     def cleaned(self, condition: Condition) -> Condition:
         """The condition with states that may not be drawn ruled out."""
@@ -237,17 +256,17 @@ class Generator:
             seed = int(np.random.SeedSequence(seed, spawn_key=(2**20, attempt)).generate_state(1, np.uint64)[0] >> 1)
         condition, cells, open_cells = self._condition(request, asked, seed)
         canonical = pl.concat([self.decoded(x) for x in self.encoded(condition, seed, request.strength)])
-        canonical = _overlaid(canonical, cells, open_cells)
+        canonical = overlaid(canonical, cells, open_cells)
         mended = np.zeros(len(asked), bool)
         if request.rules or request.restrictions:
             canonical = self._canonical(self.schema.restore(canonical))  # as it will be read: rounded, on the grid
-            canonical = _overlaid(canonical, cells, open_cells)
+            canonical = overlaid(canonical, cells, open_cells)
             whole = {name for i, name in enumerate(cells.columns) if not open_cells[:, i].any()}
             fixed = frozenset({*whole, *(rule.column for rule in request.restrictions)})
             for rule in request.rules:
                 wrong = rule.broken(canonical)
                 if wrong.any():
-                    canonical = _overlaid(rule.repair(canonical, fixed), cells, open_cells)
+                    canonical = overlaid(rule.repair(canonical, fixed), cells, open_cells)
                     mended |= wrong & ~rule.broken(canonical)
         return self.schema.restore(canonical), int(mended.sum())
 
@@ -265,7 +284,7 @@ class Generator:
             rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2**21,)))
             if shared and cells.width:
                 cells, open_cells = cells[np.zeros(len(asked), int)], np.repeat(open_cells, len(asked), axis=0)
-            drawn = _series(column, anchor[1].draw(rng, len(asked)))
+            drawn = canonical_series(column, anchor[1].draw(rng, len(asked)))
             cells = pl.DataFrame([*cells.get_columns(), drawn])
             open_cells = np.hstack(
                 [np.broadcast_to(open_cells, (len(asked), cells.width - 1)), np.zeros((len(asked), 1), bool)]
@@ -352,29 +371,6 @@ def _unwanted(judge: Judge, frame: pl.DataFrame, _: pl.DataFrame) -> Bool[np.nda
 
 def _copied(originals: Originals, _: pl.DataFrame, canonical: pl.DataFrame) -> Bool[np.ndarray, " rows"]:
     return originals.copies(canonical)
-
-
-def _series(column: Column, values: Sequence[Any]) -> pl.Series:
-    """Drawn values as a canonical column."""
-    if column.kind is Kind.BOOLEAN:
-        return pl.Series(column.name, [value == "true" for value in values])
-    if column.kind is Kind.CATEGORICAL:
-        return pl.Series(column.name, values, dtype=pl.String)
-    series = pl.Series(column.name, values, dtype=pl.Float64)
-    if column.kind is Kind.CONTINUOUS:
-        return series
-    return series.round(0).cast(pl.Int64).cast(CANONICAL[column.kind])
-
-
-def _overlaid(frame: pl.DataFrame, cells: pl.DataFrame, open_cells: Bool[np.ndarray, "n c"]) -> pl.DataFrame:
-    """The frame with the cells that are known, exactly as they were given."""
-    if cells.width and cells.height == 1:
-        cells, open_cells = cells[np.zeros(frame.height, int)], np.repeat(open_cells, frame.height, axis=0)
-    columns = [
-        frame[name].zip_with(pl.Series(open_cells[:, i]), cells[name].cast(frame[name].dtype)).alias(name)
-        for i, name in enumerate(cells.columns)
-    ]
-    return frame.with_columns(columns)
 
 
 def _first_good(

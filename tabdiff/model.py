@@ -243,6 +243,7 @@ class Model:
         seed: int = 0,
         config: SampleConfig | None = None,
         on_report: Callable[[SampleReport], None] | None = None,
+        on_drawn: Callable[[int], None] = lambda rows: None,
     ) -> pl.DataFrame:
         """Draw synthetic rows of the modelled columns. They obey the model's constraints.
 
@@ -257,6 +258,7 @@ class Model:
             seed: the same seed gives the same rows, whatever else is asked for.
             config: sampler, number of steps, and what may be published.
             on_report: called once with what drawing took: acceptance, repairs, copies.
+            on_drawn: called with the number of rows that are drawn, some hundreds at a time, accepted or not.
 
         Raises:
             ConfigError: the number of rows is missing, not positive, or not that of the frame; or a range, set, share or
@@ -264,7 +266,7 @@ class Model:
             SchemaError: a given column is not modelled, or its value was never seen in training.
             SynthesisError: hardly any drawn row obeys, or there are more copies of training rows than chance explains.
         """
-        generator = Generator(self.bundle, self.runtime, config or SampleConfig())  # type: ignore[call-arg]
+        generator = Generator(self.bundle, self.runtime, config or SampleConfig(), on_drawn)  # type: ignore[call-arg]
         if constraints is not None:
             check(constraints, self.schema)
         rules = self.constraints if constraints is None else tuple(constraints)

@@ -323,8 +323,9 @@ def _start(
     wanted: Any = device if device != "auto" else "cuda" if "CUDAExecutionProvider" in built else "cpu"
     first = _PROVIDERS[wanted][0]
     providers: list[Any] = [provider for provider in _PROVIDERS[wanted] if provider in built]
-    if cuda_graphs:
-        providers = [(p, {"enable_cuda_graph": "1"}) if p == "CUDAExecutionProvider" else p for p in providers]
+    # Products choose and copy values, too (`tabdiff.nn.blocks`): those must come out to the last bit, not rounded to TF32.
+    cuda = {"use_tf32": "0", **({"enable_cuda_graph": "1"} if cuda_graphs else {})}
+    providers = [(p, cuda) if p == "CUDAExecutionProvider" else p for p in providers]
     try:
         session = ort.InferenceSession(content, options, providers=providers)
     except Exception as error:  # the classes that ONNX Runtime raises are its own, directly below Exception

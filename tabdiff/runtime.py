@@ -24,6 +24,11 @@ class Runtime(Protocol):
         """Rows that are best scored in one call."""
         ...
 
+    @property
+    def on_device(self) -> bool:
+        """Whether a sampler's state stays with the engine between steps, on a device of its own."""
+        ...
+
     def score(
         self, x: Float32[np.ndarray, "b t w"], present: Bool[np.ndarray, "b t u"]
     ) -> Float32[np.ndarray, "b t v c"]:

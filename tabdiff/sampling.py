@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int16
 
 from tabdiff.config import SampleConfig
 from tabdiff.layout import Layout
+from tabdiff.revealing import Revealer
 from tabdiff.runtime import Runtime
 
 # Every block of rows has its own generator, so a row does not depend on how many are asked for, nor on the chunk size.
 BLOCK_ROWS = 1024
+_BLOCKS_AT_ONCE = 4  # rows that show the same are computed once: the more rows, the more of them do
 
 
 @dataclass(frozen=True)
@@ -97,17 +99,117 @@ def draw(
     config: SampleConfig,
     seed: int,
     strength: float = 1.0,
+    *,
+    order: Sequence[int] = (),
+    revealer: Revealer | None = None,
 ) -> Iterator[Float32[np.ndarray, "b t w"]]:
     """Yield clean encoded windows, block after block, as many as the condition has rows.
 
     With `strength` below 1 cells that are not given start from `condition.x` noised to that time, not from pure noise
     (SDEdit, Meng et al. 2022): the rows come out like those they started from.
+
+    Args:
+        order: the categories of a table without Gaussian numbers, first drawn first; a random order for each row if empty, or if there are too few steps
+            for a step each.
+        revealer: draws them in place of the engine, the same states up to rounding.
     """
     total, length = condition.x.shape[:2]
-    for block, start in enumerate(range(0, total, BLOCK_ROWS)):
-        rows = min(BLOCK_ROWS, total - start)
-        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block,)))
-        yield _denoise(runtime, layout, schedule, condition[start : start + rows], config, rng, length, strength)
+    blocks = [(start, min(BLOCK_ROWS, total - start)) for start in range(0, total, BLOCK_ROWS)]
+    sources = [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block,))) for block in range(len(blocks))]
+    if layout.number_units:
+        for (start, rows), rng in zip(blocks, sources, strict=True):
+            yield _denoise(runtime, layout, schedule, condition[start : start + rows], config, rng, length, strength)
+        return
+    together = _BLOCKS_AT_ONCE if revealer is not None else 1
+    for first in range(0, len(blocks), together):
+        masked = [
+            _masked(layout, condition, start, rows, config.steps, rng, strength, order)
+            for (start, rows), rng in zip(
+                blocks[first : first + together], sources[first : first + together], strict=True
+            )
+        ]
+        if revealer is None:
+            yield _unmask(runtime, layout, condition[masked[0].rows], masked[0])
+            continue
+        x, when, uniform = (
+            np.concatenate([getattr(part, name) for part in masked]) for name in ("x", "when", "uniform")
+        )
+        allowed = condition.allowed[masked[0].rows.start : masked[-1].rows.stop, 0]
+        if not allowed.strides[0]:
+            allowed = allowed[:1]
+        done = revealer.reveal(x[:, 0], when[:, 0], uniform[:, 0], allowed)[:, None]
+        yield from np.split(done, np.cumsum([part.rows.stop - part.rows.start for part in masked])[:-1])
+
+
+@dataclass(frozen=True)
+class _Masked:
+    """Rows whose open categories are to be drawn.
+
+    Attributes:
+        rows: where they are among all.
+        x: (B, T, W) open blocks are zero.
+        when: (B, T, K) in which step each category is drawn, -1 for never.
+        uniform: (B, T, K) for the draws.
+    """
+
+    rows: slice
+    x: Float32[np.ndarray, "b t w"]
+    when: Int16[np.ndarray, "b t k"]
+    uniform: Float32[np.ndarray, "b t k"]
+
+
+def _masked(
+    layout: Layout,
+    condition: Condition,
+    start: int,
+    rows: int,
+    steps: int,
+    rng: np.random.Generator,
+    strength: float,
+    order: Sequence[int],
+) -> _Masked:
+    """What is open in these rows, and when each of it is drawn.
+
+    One category of a row is drawn in a step while the steps suffice; more are shared out evenly. Categories drawn in the same
+    step are independent of each other, which is wrong where they depend on each other.
+    """
+    place = slice(start, start + rows)
+    one = strength == 1 and not condition.x.strides[0] and not condition.given.strides[0]
+    part, categories = condition[:1] if one else condition[place], list(layout.category_units)
+    length = part.x.shape[1]
+    # Drawn for a full block, so that the first rows of a block do not depend on how many follow.
+    times, turns, uniform = rng.random((3, BLOCK_ROWS, length, len(categories)), dtype=np.float32)[:, :rows]
+    x = np.where(part.given[..., layout.unit_of_slot], part.x, np.float32(0))
+    if strength < 1:  # a category is masked at time t with probability t
+        kept = np.zeros((rows, length, len(layout.units)), bool)
+        kept[..., categories] = times > strength
+        x = np.where(kept[..., layout.unit_of_slot], part.x, x)
+    members = (layout.unit_of_slot[:, None] == categories).astype(np.float32)
+    open_ = (x @ members == 0).reshape(len(x), -1)
+    # In a fixed order the same columns would always share a step, which may be those that depend on each other most.
+    if len(order) and len(order) * length <= steps:
+        turns = np.tile(np.argsort(order).astype(np.float32), length)[None]
+    # Open categories by their turn, closed ones behind all of them.
+    ranks = np.argsort(np.argsort(np.where(open_, turns.reshape(len(turns), -1), np.float32(np.inf)), axis=1), axis=1)
+    count = np.maximum(open_.sum(axis=1, keepdims=True), 1)
+    when = np.where(open_, np.where(count > steps, ranks * steps // count, ranks), -1).astype(np.int16)
+    when = np.broadcast_to(when.reshape(-1, length, len(categories)), uniform.shape)
+    return _Masked(place, np.broadcast_to(x, (rows, *x.shape[1:])), when, uniform)
+
+
+def _unmask(runtime: Runtime, layout: Layout, condition: Condition, masked: _Masked) -> Float32[np.ndarray, "b t w"]:
+    """Draw what is open by the engine's steps."""
+    units, categories = (*masked.when.shape[:2], len(layout.units)), list(layout.category_units)
+    when, noise = np.full(units, -1, np.int16), np.zeros(units, np.float32)
+    when[..., categories], noise[..., categories] = masked.when, masked.uniform
+    x: Any = np.array(masked.x)
+    previous: Any = np.zeros_like(x)
+    steps = int(masked.when.max(initial=-1)) + 1
+    for step in range(steps):
+        # A network without Gaussian numbers does not ask for the times.
+        t, s = 1 - step / steps, 1 - (step + 1) / steps
+        x, previous = runtime.step(x, t, s, noise, when == step, condition.given, condition.allowed, previous, 0.0, 0.0)
+    return np.asarray(x)
 
 
 def _denoise(
@@ -137,10 +239,7 @@ def _denoise(
         start[..., layout.category_slots] = np.where(masked, start, condition.x)[..., layout.category_slots]
     x = np.where(known, condition.x, start)
     previous, previous_t = np.zeros_like(x), None
-    steps = config.steps
-    if not layout.number_units:  # a step that reveals nothing would do nothing
-        steps = min(steps, max(1, len(layout.category_units) * length))
-    times = np.linspace(strength, 0.0, steps + 1).tolist()
+    times = np.linspace(strength, 0.0, config.steps + 1).tolist()
     for t, s in itertools.pairwise(times):
         extrapolate = 0.0
         if config.sampler == "dpmpp_2m" and previous_t is not None and s > 0:
@@ -152,7 +251,7 @@ def _denoise(
         reveal = (reveal_at > s) & (reveal_at <= t)
         arguments = (noise(), reveal, condition.given, condition.allowed)
         x_s, x0 = runtime.step(x, t, s, *arguments, previous, extrapolate, churn)
-        if config.sampler == "heun" and s > 0 and layout.number_units:
+        if config.sampler == "heun" and s > 0:
             x, x_s, x0 = np.asarray(x), np.asarray(x_s), np.asarray(x0)
             x_s = _heun(runtime, layout, schedule, x, x_s, x0, (t, s), arguments)
         x, previous, previous_t = x_s, x0, t

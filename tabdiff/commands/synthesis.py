@@ -31,7 +31,11 @@ if TYPE_CHECKING:
     from tabdiff.generation import SampleReport
     from tabdiff.schema import Schema
 
-StepsOption = Annotated[int, typer.Option("--steps", min=1, max=10_000, help="Denoising steps.")]
+_SERIES_STEPS = 20
+StepsOption = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, max=10_000, help="Denoising steps at most; 32, and of series 20, if not given."),
+]
 
 
 def sample(
@@ -66,7 +70,7 @@ def sample(
         Literal["keep", "fill"], typer.Option("--missing", help="Draw missing values as in training, or none.")
     ] = "keep",
     seed: SeedOption = 0,
-    steps: StepsOption = 20,
+    steps: StepsOption = None,
     sampler: Annotated[
         Literal["dpmpp_2m", "heun", "ddpm"], typer.Option("--sampler", help="How to step.")
     ] = "dpmpp_2m",
@@ -91,12 +95,21 @@ def sample(
             "--stream": stream,
         }
         return drawing.sample(
-            model, out, asked_of_series, count_of_series, seed=seed, steps=steps, sampler=sampler, for_tables=for_tables
+            model,
+            out,
+            asked_of_series,
+            count_of_series,
+            seed=seed,
+            steps=steps or _SERIES_STEPS,
+            sampler=sampler,
+            for_tables=for_tables,
         )
     rows = drawing.rows_of_table(rows, asked_of_series)
     conditions = _conditions(given or [], model.schema)
     rules = read_constraints(constraints, model.schema) if constraints else None
-    options = SampleConfig(steps=steps, sampler=sampler, copies=copies, rare=rare, missing=missing)  # type: ignore[call-arg]
+    options = SampleConfig(
+        sampler=sampler, copies=copies, rare=rare, missing=missing, **({"steps": steps} if steps else {})
+    )
     reports: list[SampleReport] = []
     shares = _shares(balance or [])
     asked = {"given": conditions, "balance": shares, "constraints": rules, "config": options}

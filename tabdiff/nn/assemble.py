@@ -29,6 +29,8 @@ _KERNEL_FACTORS = (0.2, 0.3, 0.5)  # noise levels of the kernel views, in mean d
 _NEIGHBOUR_FACTOR = 1.0  # the level at which a row's neighbours are weighed
 _MIXTURE_SIGMAS = (0.32, 1.73)  # noise levels of the two mixture views, in standard deviations
 _LEARNED_SIGMAS = (1.4, 2.0, 3.0)  # noise levels of the learned view, in standard deviations
+_FEW_ROWS, _FEW_CATEGORIES = 3000, 16  # that a narrow network is enough for
+_ORDERED_ROWS = 5000  # from which one order of drawing pays; with fewer, the errors of all orders together are smaller
 _WINDOW_WIDTH, _WINDOW_BLOCKS = 96, 4  # of the network of windows
 _MASKING_SIGMA, _MASKING_PROBES = 2.0, 4  # with categories: one level, each category masked in about half of the probes
 
@@ -57,7 +59,8 @@ def build_denoiser(layout: Layout, windows: Float32[np.ndarray, "n t w"], config
     )
     rows = x.shape[1] == 1
     network = config.network
-    width, blocks = (128 if len(x) < 3000 else 256, 2) if rows else (_WINDOW_WIDTH, _WINDOW_BLOCKS)
+    narrow = len(x) < _FEW_ROWS or len(layout.category_units) <= _FEW_CATEGORIES
+    width, blocks = ((128, 3) if narrow else (256, 2)) if rows else (_WINDOW_WIDTH, _WINDOW_BLOCKS)
     denoiser = Denoiser(
         process,
         *(tensor.float() for tensor in (mean, basis, variance, noise_scale)),
@@ -70,7 +73,18 @@ def build_denoiser(layout: Layout, windows: Float32[np.ndarray, "n t w"], config
         slots = torch.as_tensor(layout.category_slots)
         share = torch.log((x[..., slots].sum(0) + 0.5) / (len(x) + 1.0))
         denoiser.last.bias[slots] = share.mean(0)
+    if rows and len(x) >= _ORDERED_ROWS and not layout.number_units and not scored_by_network(config):
+        denoiser.order = drawing_order(layout, windows[:, 0])
     return denoiser
+
+
+def drawing_order(layout: Layout, x: Float32[np.ndarray, "n w"]) -> tuple[int, ...]:
+    """The order in which a sampler draws the categories of a row: those of most entropy among the training rows first."""
+    entropy = []
+    for index in layout.category_units:
+        share = x[:, layout.units[index].slots].mean(axis=0, dtype=np.float64)
+        entropy.append(-float((share * np.log(np.maximum(share, 1e-300))).sum()))
+    return tuple(np.argsort(-np.array(entropy), kind="stable").tolist())
 
 
 def scored_by_network(config: FitConfig) -> bool:
@@ -200,5 +214,6 @@ def describe(denoiser: Denoiser, report: dict[str, Any]) -> dict[str, Any]:
         "width": denoiser.width,
         "blocks": denoiser.depth,
         "dropout": denoiser.dropout,
+        "order": list(denoiser.order),
         "report": report,
     }

@@ -129,6 +129,7 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.process, self.length = process, length
+        self.order: tuple[int, ...] = ()  # in which a sampler draws the categories of a row; any if empty
         layout = process.layout
         for name, value in {
             "mean": mean,
@@ -204,7 +205,7 @@ class Denoiser(nn.Module):
         x0 = self.process.blocks.probability(out)
         if len(self.process.number_slots):
             x0[..., self.process.number_slots] = mean
-        return x0 if given is None else torch.where(given.index_select(-1, self.process.unit_of_slot), x_t, x0)
+        return x0 if given is None else torch.where(self.process.slots_of(given), x_t, x0)
 
     def estimate(
         self, x_t: Float[Tensor, "b t w"], t: Float[Tensor, " b"], given: Bool[Tensor, "b t u"] | None = None

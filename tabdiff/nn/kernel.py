@@ -289,4 +289,4 @@ class KernelDenoiser(nn.Module):
             logits = logits + (visible - shown @ own.T) * torch.log(torch.tensor(_MISMATCH))
         mean = torch.softmax(logits, dim=-1) @ self.rows.flatten(1)
         x0 = mean.view(-1, *self.rows.shape[1:])[..., : layout.model_width]
-        return torch.where(given[..., process.unit_of_slot], x_t, x0)
+        return torch.where(process.slots_of(given), x_t, x0)

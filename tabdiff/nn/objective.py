@@ -7,6 +7,8 @@ randomness is an argument.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -106,6 +108,25 @@ def decouple_categories(
     categories = list(layout.category_units)
     # 1 is shown and 0 is masked at any t.
     noise[..., categories] = torch.where(apart, (noise[..., categories] >= rate).float(), noise[..., categories])
+    return noise
+
+
+def show_in_order(
+    noise: Float[Tensor, "b 1 u"], layout: Layout, order: Sequence[int], share: float, generator: torch.Generator
+) -> Float[Tensor, "b 1 u"]:
+    """In a `share` of rows, show the first so many categories of `order` instead of a random set of them.
+
+    Those are the rows that a sampler asks about which draws categories in this order; the others keep the network able to
+    answer for any set of given cells.
+    """
+    count = len(order)
+    place = torch.empty(count, dtype=torch.long)
+    place[list(order)] = torch.arange(count)
+    ordered = torch.rand((len(noise), 1, 1), generator=generator) < share
+    first = torch.randint(0, count, (len(noise), 1, 1), generator=generator)
+    categories = list(layout.category_units)
+    # 1 is shown and 0 is masked at any t.
+    noise[..., categories] = torch.where(ordered, (place < first).float(), noise[..., categories])
     return noise
 
 

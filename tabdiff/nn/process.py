@@ -32,7 +32,6 @@ class MixedProcess(nn.Module):
     scale: Tensor
     number_slots: Tensor
     number_units: Tensor
-    unit_of_slot: Tensor
     unit_slots: Tensor
 
     def __init__(
@@ -45,7 +44,6 @@ class MixedProcess(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("number_slots", torch.as_tensor(layout.number_slots), persistent=False)
         self.register_buffer("number_units", torch.tensor(layout.number_units, dtype=torch.long), persistent=False)
-        self.register_buffer("unit_of_slot", torch.as_tensor(layout.unit_of_slot), persistent=False)
         unit_slots = np.zeros((len(layout.units), layout.model_width), np.float32)
         unit_slots[layout.unit_of_slot, np.arange(layout.model_width)] = 1.0
         self.register_buffer("unit_slots", torch.as_tensor(unit_slots), persistent=False)  # (U, W)
@@ -75,6 +73,10 @@ class MixedProcess(nn.Module):
         noisy = numbers + self.sigma(t)[:, None, None] * self.shape_noise(noise[..., self.number_units])
         x_t[..., self.number_slots] = torch.where(given[..., self.number_units], numbers, noisy)
         return x_t
+
+    def slots_of(self, units: Bool[Tensor, "*b u"]) -> Bool[Tensor, "*b w"]:
+        """A mask over units as one over slots."""
+        return (units.to(self.unit_slots.dtype) @ self.unit_slots) > 0
 
     def shape_noise(self, noise: Float[Tensor, "b t n"]) -> Float[Tensor, "b t n"]:
         """R n: white noise given the covariance of the process."""

@@ -192,4 +192,4 @@ class Step(nn.Module):
         target = x0.clone()
         target[..., numbers] += extrapolate[:, None, None] * (x0[..., numbers] - previous[..., numbers])
         x_s = process.step(x, target, t, s, noise, reveal, churn)
-        return torch.where(given[..., process.unit_of_slot], x, x_s), x0
+        return torch.where(process.slots_of(given), x, x_s), x0

@@ -131,6 +131,11 @@ class TorchRuntime:
         """Rows that are best scored in one call."""
         return CHUNK_ROWS if self.device.type == "cpu" else 16 * CHUNK_ROWS
 
+    @property
+    def on_device(self) -> bool:
+        """Whether it computes on a GPU."""
+        return self.device.type != "cpu"
+
     @torch.inference_mode()
     def score(
         self, x: Float32[np.ndarray, "b t w"], present: Bool[np.ndarray, "b t u"]

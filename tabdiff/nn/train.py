@@ -31,6 +31,7 @@ from tabdiff.nn.objective import (
     draw_given,
     draw_noise,
     fill_gated,
+    show_in_order,
 )
 from tabdiff.nn.processes import Dropout, add_up, agreed, place, share
 
@@ -234,6 +235,8 @@ class _State:
         t = ((torch.arange(self.batch) + offset) / self.batch).clamp_min(1e-4).to(device)
         noise = draw_noise(layout, (self.batch, x.shape[1]), generator).to(device)
         given = None
+        if self.denoiser.order:
+            noise = show_in_order(noise.cpu(), layout, self.denoiser.order, config.in_order, generator).to(device)
         if layout.number_units:  # a category that is given looks like one that is not masked yet
             noise = decouple_categories(noise.cpu(), layout, generator).to(device)
         if layout.number_units and self.denoiser.length == 1:  # a window's numbers are given in closed form
@@ -369,7 +372,10 @@ def _held_out_loss(x: Tensor, present: Tensor, state: _State, config: TrainConfi
     x = fill_gated(x, layout, generator)
     order = torch.randperm(len(x), generator=generator)
     t = ((order + 0.5) / len(x)).to(x.device)
-    noise = draw_noise(layout, tuple(x.shape[:2]), generator).to(x.device)
+    noise = draw_noise(layout, tuple(x.shape[:2]), generator)
+    if state.denoiser.order:
+        noise = show_in_order(noise, layout, state.denoiser.order, config.in_order, generator)
+    noise = noise.to(x.device)
     given = (
         draw_given(layout, present, config.condition_share, generator)
         if layout.number_units and x.shape[1] == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,12 @@ from tabdiff.files import atomic_folder, write
 from tabdiff.operations.jobs import SynthesizeJob
 from tabdiff.operations.judging import judge
 from tabdiff.operations.training import FITTED, REFERENCE
-from tabdiff.sampling import BLOCK_ROWS
 from tabdiff.store import Workspace
 
 if TYPE_CHECKING:
     from tabdiff.model import Model
 
+_TELLING = 0.02  # of the rows, between two reports of progress
 _DRAWN = 0.9  # of the work, when all rows are drawn; the rest is the report
 Progress = Callable[[float], None]
 
@@ -107,9 +106,16 @@ def draw(model: Model, job: SynthesizeJob, on_progress: Progress | None = None) 
     Raises:
         ConfigError, SchemaError, SynthesisError: as for `Model.sample`.
     """
-    if on_progress is not None:
-        calls = math.ceil(job.rows / BLOCK_ROWS) * job.sample.steps * (2 if job.sample.sampler == "heun" else 1)
-        model = type(model)(model.bundle, _Counted(model.runtime, calls, on_progress))
+    drawn, told = 0, 0.0
+
+    def count(rows: int) -> None:
+        nonlocal drawn, told
+        drawn += rows  # rejected rows are drawn again, so there may be more of them
+        share = min(drawn / job.rows, 1.0)
+        if on_progress is not None and share >= told + _TELLING:
+            on_progress(_DRAWN * share)
+            told = share
+
     return model.sample(
         job.rows,
         given=job.conditions or None,
@@ -117,22 +123,5 @@ def draw(model: Model, job: SynthesizeJob, on_progress: Progress | None = None) 
         constraints=None if job.constraints is None else parse(job.constraints, model.schema),
         seed=job.seed,
         config=job.sample,
+        on_drawn=count,
     )
-
-
-class _Counted:
-    """A runtime that tells how many of the expected steps are done. Rejected rows are drawn again, so there may be more of them."""
-
-    def __init__(self, runtime: Any, expected: int, tell: Progress) -> None:
-        self._runtime, self._expected, self._tell, self._done = runtime, max(expected, 1), tell, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runtime, name)
-
-    def step(self, *arguments: Any, **options: Any) -> Any:
-        """One denoising step."""
-        result = self._runtime.step(*arguments, **options)
-        self._done += 1
-        if self._done % max(1, self._expected // 50) == 0:
-            self._tell(_DRAWN * min(self._done / self._expected, 1.0))
-        return result

@@ -36,7 +36,7 @@ class SampleBody(_Body):
     rows: int = Field(1, ge=1, description="how many rows")
     given: Row = Field(default_factory=dict, description="values that every row shall have; null means missing")
     seed: int = Field(0, ge=0, lt=2**63, description="the same seed gives the same rows")
-    steps: int = Field(20, ge=1, le=200, description="denoising steps")
+    steps: int = Field(32, ge=1, le=200, description="denoising steps at most")
 
 
 class ColumnPart(_Body):
