@@ -102,7 +102,7 @@ def _sentence(alert: dict[str, Any], reason: dict[str, Any]) -> str:
 def _lanes(alert: dict[str, Any], frame: pl.DataFrame, trace: Trace, verdict: str) -> None:
     sensors = [reason["column"] for reason in alert["reasons"] if reason["column"] in trace.sensors][:_LANES]
     if frame.is_empty() or not sensors:
-        st.caption("The places of this event are not final yet: they are drawn as soon as a whole window has passed.")
+        st.caption("The places of this event are gone: their score files are past their retention.")
         return
     st.markdown("**Recorded against expected**")
     ends = [frame["start"][0], frame["end"][-1]]
@@ -110,10 +110,11 @@ def _lanes(alert: dict[str, Any], frame: pl.DataFrame, trace: Trace, verdict: st
         ends = [min(ends[0], alert["at"]), max(ends[1], alert["ended"] or alert["at"])]
     picture = lanes.draw(frame, trace, sensors, [alert], {alert["id"]: verdict}, (ends[0], ends[1]), zoom=False)
     st.echarts_chart(picture.option, height=picture.height, key=f"around-{alert['id']}", alt=picture.words)
-    late = alert["ended"] is not None and isinstance(ends[0], datetime) and frame["end"][-1] < alert["ended"]
+    newest = frame.filter("provisional")["start"]
+    since = state.local(newest[0]) if len(newest) and isinstance(newest[0], datetime) else newest.first()
     after = (
-        f" What came after {plain(state.local(frame['end'][-1]))} is not final yet, and drawn when it is."
-        if late
+        f" From {plain(since)} on it is provisional, and judged again when a whole window has passed."
+        if len(newest)
         else ""
     )
     st.caption(f"Blue line: recorded. Grey band: what was expected. Shaded: the event.{after}")

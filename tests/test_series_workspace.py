@@ -498,6 +498,27 @@ def test_an_event_is_inspected_and_drawn(scored: Workspace) -> None:
     assert _where(alert)["to"].endswith("...") == alert["open"]
 
 
+def test_the_newest_places_are_shown_and_provisional(workspace: Workspace, data: Path) -> None:
+    frame = broken(fleet(FITTED, 120), "left", 455, 470)
+    early = pl.col("at") < minute(FITTED + 60)
+    frame.filter(early).write_parquet(data / "a.parquet")
+    score(workspace)
+    (about,) = traces(workspace)
+    before = trace(workspace, about.stream_id, "left")
+    mine = frame.filter(pl.col("machine") == "left")
+    assert before["value:flow"].to_list() == pytest.approx(mine.filter(early)["flow"].to_list(), rel=1e-6)
+    assert before["provisional"].to_list() == [False] * (60 - WINDOW) + [True] * WINDOW
+    assert before.filter("provisional")["score"].null_count() == 0
+    assert before.filter("provisional", "flagged").height > 5  # what is looked at in the morning
+    frame.filter(~early).write_parquet(data / "b.parquet")
+    score(workspace)
+    after = trace(workspace, about.stream_id, "left")
+    assert after["start"].to_list() == mine["at"].to_list()
+    assert after["provisional"].sum() == WINDOW
+    final = places(workspace).filter(pl.col("machine") == "left")
+    assert after.filter(~pl.col("provisional"))["score"].equals(final["score"])
+
+
 def test_a_saved_rule_decides_on_the_next_places(scored: Workspace, data: Path, model: SeriesModel) -> None:
     stream = scored.scores.stream(1, "fleet")
     scored.triage.save_rule(stream.id, {"alerts_per_day": 80.0, "rows_per_day": 90.0}, author="ann")

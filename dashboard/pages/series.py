@@ -169,7 +169,7 @@ def _events(found: list[dict[str, Any]], states: dict[int, str]) -> None:
 def _draw(trace: Trace, entity: str | None, sensors: list[str], beside: str | None) -> None:
     known = recordings.span(trace.stream_id, entity)
     if known is None:
-        st.info("No place of this recording is final yet. They are after as many places as a window has.")
+        st.info("Too little of this recording was scored to show. Look again when more has come.")
         return
     every = recordings.events(trace.source, trace.model, entity, *_far(known))
     last = max(
@@ -223,16 +223,17 @@ def _draw(trace: Trace, entity: str | None, sensors: list[str], beside: str | No
         )
         + "Mark a stretch with the tool at the top right to zoom in."
     )
-    if end > known[1]:
-        after = state.local(known[1]) if isinstance(known[1], datetime) else f"{known[1]}"
+    newest = frame.filter("provisional")["start"]
+    if len(newest):
+        since = state.local(newest[0]) if isinstance(newest[0], datetime) else f"{newest[0]}"
         st.caption(
-            f"Places after {plain(after)} are fewer than a window: they are not final, and drawn when they are. Events in them are told already."
+            f"What is drawn from {plain(since)} on is provisional: it is judged again when a whole window has passed."
         )
     _events(here, states)
 
 
 def _far(known: tuple[Any, Any]) -> tuple[Any, Any]:
-    """From the first place to after the last: the newest events begin where places are not final yet."""
+    """From the first place to after the last: an event may be told of rows that wait for others of their time."""
     if isinstance(known[1], datetime):
         return known[0], known[1] + timedelta(days=3650)
     return known[0], known[1] * 2 + 1_000_000

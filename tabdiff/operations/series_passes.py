@@ -86,7 +86,13 @@ class SeriesPass:
         first = {key: int(known["scorer"]["first"]) for key, known in state.entities.items()}
         borders = {self._entity(key): first.get(key, place) for key, place in touched.items()}
         new, changed = self._settle(events, opened, borders, tables, kept.peaks)
-        later = Kept(state, held, self._waiting(values, state, touched), self._peaks(state, tables[0], kept.peaks))
+        later = Kept(
+            state,
+            held,
+            self._waiting(values, state, touched),
+            self._peaks(state, tables[0], kept.peaks),
+            self._tail(kept, tables[1], touched),
+        )
         return Taken(later, _for_file(tables[0], self.model), new, changed, late)
 
     def finish(self, kept: Kept, opened: Sequence[Mapping[str, Any]]) -> Taken:
@@ -197,6 +203,14 @@ class SeriesPass:
         )
         recorded = values.rename({name: f"value:{name}" for name in self.model.codec.columns})
         return found.join(recorded, on=[ENTITY, PLACE], how="left", maintain_order="left")
+
+    def _tail(self, kept: Kept, tail: pl.DataFrame | None, touched: Mapping[str, int]) -> pl.DataFrame:
+        """Provisional places: those of this part, and those of entities of which nothing came."""
+        known = kept.tail
+        if known.width:
+            known = known.filter(~pl.col(self.grid.entity).is_in(list(touched))) if self.grid.entity else known.clear()
+        mine = _for_file(tail, self.model)
+        return known if mine is None else pl.concat([known, mine], how="diagonal_relaxed")
 
     def _seen(self, key: str, place: int, tables: Sequence[pl.DataFrame | None]) -> Seen | None:
         """What was recorded and expected at one of the places."""

@@ -36,17 +36,19 @@ class Kept:
         held: rows of the newest place of each entity, as they came: another row of the same place may follow.
         values: entity, place and sensors of the places that were taken in and are not final.
         peaks: of the event that goes on, for each entity: place of the peak so far, and what was seen there.
+        tail: provisional places as score files have final ones, for pages to show. Judging does not need it.
     """
 
     model: SeriesState = field(default_factory=SeriesState)
     held: pl.DataFrame = field(default_factory=pl.DataFrame)
     values: pl.DataFrame = field(default_factory=pl.DataFrame)
     peaks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tail: pl.DataFrame = field(default_factory=pl.DataFrame)
 
     def to_bytes(self) -> bytes:
         """Compressed JSON that `from_bytes` reads."""
         entities = {name: _packed(known) for name, known in self.model.entities.items()}
-        frames = {"held": _frame_to_text(self.held), "values": _frame_to_text(self.values)}
+        frames = {name: _frame_to_text(getattr(self, name)) for name in ("held", "values", "tail")}
         text = json.dumps({"version": _VERSION, "entities": entities, "peaks": self.peaks, **frames})
         return zlib.compress(text.encode(), 1)
 
@@ -57,13 +59,28 @@ class Kept:
         Raises:
             StoreError: it was written by a newer tabdiff.
         """
-        values = json.loads(zlib.decompress(stored))
-        if values["version"] != _VERSION:
-            raise StoreError(
-                f"the state of the stream is of version {values['version']}, this tabdiff knows {_VERSION}. Update tabdiff."
-            )
+        values = _read(stored)
         model = SeriesState({name: _unpacked(known) for name, known in values["entities"].items()})
-        return cls(model, _frame_of(values["held"]), _frame_of(values["values"]), values["peaks"])
+        held, recorded, tail = (_frame_of(values[name]) for name in ("held", "values", "tail"))
+        return cls(model, held, recorded, values["peaks"], tail)
+
+
+def tail_of(stored: bytes | None) -> pl.DataFrame:
+    """`Kept.tail` of a stream's state; empty for that of a table, or before the first part.
+
+    Raises:
+        StoreError: it was written by a newer tabdiff.
+    """
+    return pl.DataFrame() if stored is None else _frame_of(_read(stored)["tail"])
+
+
+def _read(stored: bytes) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(zlib.decompress(stored))
+    if values["version"] != _VERSION:
+        raise StoreError(
+            f"the state of the stream is of version {values['version']}, this tabdiff knows {_VERSION}. Update tabdiff."
+        )
+    return values
 
 
 def _packed(known: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Series as pages show them: what was recorded, what was expected and what was scored, from the partitions of a stream.
+"""Series as pages show them: what was recorded, what was expected and what was scored, from the partitions and the state of a stream.
 
 Nothing is loaded but the database and Parquet files: no model, no engine. Score files of a series have a row for each recorded place
-whose score is final, in order of entity and time: the entity and time columns, `score`, `p_value`, `flagged`, and for each number
+whose score is final, and the state has them for the newest places, whose score is provisional, in order of entity and time: the entity and time columns, `score`, `p_value`, `flagged`, and for each number
 NAME `value:NAME`, `expected:NAME`, `low:NAME`, `high:NAME`, for each category `value:NAME`, for every sensor `part:NAME`, what it adds
 to the score. Times are UTC without a zone, seconds, or steps.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 
 from tabdiff.errors import StoreError
+from tabdiff.operations.stream_state import tail_of
 from tabdiff.store import Workspace
 from tabdiff.store.scores import Stream
 
@@ -33,7 +34,7 @@ class Trace:
         interval: between places, in words.
         interval_us: in microseconds; None where times are steps.
         steps: between places, where times are steps.
-        window: places that are judged together; the newest window - 1 places are not final yet.
+        window: places that are judged together; the newest window - 1 places are provisional.
         numbers, categories: sensors.
         threshold: score above which a place is flagged by the model's own rule.
         entities: whose places were scored, sorted.
@@ -73,6 +74,9 @@ def _trace(workspace: Workspace, stream: dict[str, Any], about: dict[str, Any]) 
     entities = {
         name for file in _files(workspace, stream["id"]) for name in _held(file, about["time"], about["entity"])[2]
     }
+    tail = tail_of(workspace.scores.state(stream["id"]))
+    if tail.width and about["entity"] is not None:
+        entities |= set(tail[about["entity"]].to_list())
     return Trace(
         stream_id=stream["id"],
         source=stream["source"],
@@ -119,7 +123,7 @@ def trace(
 
     Returns:
         One row for each place or bucket that holds something, in order of time: `start`, `end` (first and last place), `places`,
-        `score` (highest), `flagged` (any), `gap` (nothing was recorded between the row before and this one); for each
+        `score` (highest), `flagged` (any), `provisional` (any is not final), `gap` (nothing was recorded between the row before and this one); for each
         number NAME: `value:NAME` (mean), `min:NAME`, `max:NAME`, `expected:NAME` (mean), `low:NAME` (lowest), `high:NAME` (highest); for
         each category `value:NAME` (the last); for every sensor `part:NAME` (largest part of a score).
 
@@ -140,7 +144,7 @@ def trace(
         bucket = (share * buckets).floor().clip(0, buckets - 1)
     aggregated = [
         *(time.min().alias("start"), time.max().alias("end"), pl.len().alias("places")),
-        *(pl.col("score").max(), pl.col("flagged").any()),
+        *(pl.col("score").max(), pl.col("flagged").any(), pl.col("provisional").any()),
         *(pl.col(f"value:{name}").mean() for name in numbers),
         *(pl.col(f"value:{name}").min().alias(f"min:{name}") for name in numbers),
         *(pl.col(f"value:{name}").max().alias(f"max:{name}") for name in numbers),
@@ -192,16 +196,20 @@ def _held(file: str, time: str, entity: str | None) -> tuple[Any, Any, tuple[str
 def _places(
     workspace: Workspace, about: Trace, entity: str | None, start: Any = None, end: Any = None
 ) -> pl.LazyFrame | None:
-    """Final places between two times; None if there are none."""
+    """Final and provisional places between two times; None if there are none."""
     files = []
     for file in _files(workspace, about.stream_id):
         first, last, names = _held(file, about.time, about.entity)
         outside = (start is not None and last < start) or (end is not None and first > end)
         if not outside and (entity is None or entity in names):
             files.append(file)
-    if not files:
+    parts = [pl.scan_parquet(file, glob=False).with_columns(provisional=False) for file in files]
+    tail = tail_of(workspace.scores.state(about.stream_id))
+    if tail.width:
+        parts.append(tail.lazy().with_columns(provisional=True))
+    if not parts:
         return None
-    places = pl.concat([pl.scan_parquet(file, glob=False) for file in files], how="diagonal_relaxed")
+    places = pl.concat(parts, how="diagonal_relaxed")
     if entity is not None and about.entity is not None:
         places = places.filter(pl.col(about.entity) == entity)
     if start is not None:

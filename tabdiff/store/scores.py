@@ -112,6 +112,12 @@ class Scores:
                 self.database.write(insert)
         return Stream(row.id, row.revision, row.watermark, row.rows, row.state, row.state_model_id)
 
+    def state(self, stream_id: int) -> bytes | None:
+        """The state of a stream: `Stream.state`, for who only reads."""
+        query = sa.select(t.streams.c.state).where(t.streams.c.id == stream_id)
+        state: bytes | None = self.database.read(lambda connection: connection.execute(query).scalar_one_or_none())
+        return state
+
     def open_alerts(self, stream: Stream) -> list[dict[str, Any]]:
         """Alerts of a stream that later parts may change, oldest first."""
         query = (
