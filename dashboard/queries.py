@@ -4,8 +4,8 @@ Answers are kept for all sessions together: whoever asks first reads, whoever as
 who open a page at once cost one query). They are the very objects, never copies, so pages do not change them. Nothing in them depends on who asks:
 roles are checked in actions. Only aggregates and at most 1,000 rows are kept.
 
-Answers about alerts are kept under the mark of the workspace (`Triage.mark`), which changes with every commit, verdict and rule whoever made it;
-others for some seconds. An action calls `refresh`, so that people see what they did.
+Answers about alerts and versions are kept under the mark of the workspace (`Triage.mark`), which changes with every commit, verdict, rule,
+version and promotion whoever made it; others for some seconds. An action calls `refresh`, so that people see what they did.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ FIGURES = {
 }
 
 
-@cached(15)
+@cached(None)
 def versions(workspace: Workspace, name: str | None = None) -> list[dict[str, Any]]:
     """Every version of a model, newest first."""
     found = workspace.models.all(name)

@@ -145,7 +145,24 @@ def _trace(
             program, (), dynamo=True, opset_version=OPSET, input_names=inputs, output_names=outputs, verbose=False
         )
     assert made is not None
-    return _with_empty_shapes(made.model_proto)
+    return _with_shared_constants(_with_empty_shapes(made.model_proto))
+
+
+def _with_shared_constants(model: Any) -> Any:
+    """Each constant once. The exporter writes one for every place that picks rows of it."""
+    known: dict[bytes, str] = {}
+    instead: dict[str, str] = {}
+    for tensor in list(model.graph.initializer):
+        content = type(tensor).FromString(tensor.SerializeToString())
+        content.ClearField("name")
+        first = known.setdefault(content.SerializeToString(deterministic=True), tensor.name)
+        if first != tensor.name:
+            instead[tensor.name] = first
+            model.graph.initializer.remove(tensor)
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = instead.get(name, name)
+    return model
 
 
 def _with_empty_shapes(model: Any) -> Any:

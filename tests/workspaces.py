@@ -34,8 +34,8 @@ def with_champion(home: Path, url: str | None, bundle: Path) -> Workspace:
 
 
 def scored_ids(workspace: Workspace) -> list[int]:
-    """The numbers of all rows in score files that the database names, sorted."""
-    files = [part["file"] for part in workspace.scores.partitions() if part["file"]]
+    """The numbers of all orders in score files that the database names, sorted."""
+    files = [part["file"] for part in workspace.scores.partitions() if part["file"] and part["source"] != "fleet"]
     return sorted(number for file in files for number in pl.read_parquet(file)["order_id"].to_list())
 
 

@@ -58,6 +58,7 @@ class KernelView(nn.Module):
     levels: Tensor
     penalty: Tensor
     lookup: Tensor
+    exact: Tensor
     low: Tensor
     high: Tensor
 
@@ -74,6 +75,7 @@ class KernelView(nn.Module):
         for name, value in stored.items():
             self.register_buffer(name, value)
         derived = {
+            "exact": transform.double(),
             "lookup": _lookup(rows, 0.5 * (rows.square().sum(-1) + penalty)),
             "low": rows.amin(0),
             "high": rows.amax(0),
@@ -90,14 +92,14 @@ class KernelView(nn.Module):
         distances would be rounded to the same number. Single precision only proposes, a few more than asked for, and double
         precision decides: or two engines that round differently would compare a row with different neighbours.
         """
-        exact = torch.clamp(x.double() @ self.transform.double(), self.low, self.high)
-        closeness = torch.nn.functional.pad(exact.float(), (0, 1), value=1.0) @ self.lookup
+        inside = torch.clamp(x.double() @ self.exact, self.low, self.high)
+        closeness = torch.nn.functional.pad(inside.float(), (0, 1), value=1.0) @ self.lookup
         if left_out is not None:
             own = torch.arange(closeness.shape[1], device=x.device) == left_out[:, None]
             closeness = closeness.masked_fill(own, -torch.inf)
         most = max(1, len(self.rows) - 1)
         proposed = highest(closeness, min(count + _SPARE, most))
-        squared = (exact[:, None] - self.rows[proposed].double()).square().sum(-1) + self.penalty[proposed]
+        squared = (inside[:, None] - self.rows[proposed].double()).square().sum(-1) + self.penalty[proposed]
         return proposed.gather(1, squared.topk(min(count, most), largest=False).indices)
 
     def forward(
@@ -108,7 +110,7 @@ class KernelView(nn.Module):
         Distances are taken from differences, not from products, and in double precision: for a row far outside they are
         large, and their differences decide on the weights.
         """
-        exact = (x.double() @ self.transform.double())[:, None] - self.rows[nearest].double()
+        exact = (x.double() @ self.exact)[:, None] - self.rows[nearest].double()
         squared = exact.square().sum(-1) + self.penalty[nearest]
         residual = local_weights(squared, self.levels) @ exact.float()
         # |r T|^2 = sum over slots of r (T T' r): what each slot adds, never counted below zero.

@@ -77,8 +77,8 @@ class Triage:
             int(number) for number in self.database.read(lambda connection: connection.execute(query).scalars().all())
         ]
 
-    def mark(self) -> tuple[int, ...]:
-        """Numbers that are others as soon as anything that is asked here may have another answer; cheap to read."""
+    def mark(self) -> tuple[Any, ...]:
+        """Values that are others as soon as what is asked here, or a list of versions, may have another answer; cheap to read."""
         v, r = t.verdicts.c, t.rules.c
         sleeping = sa.select(sa.func.count()).where(v.verdict == "snooze", v.until > now())
         parts = (
@@ -86,11 +86,11 @@ class Triage:
                 sa.select(sa.func.coalesce(sa.func.sum(t.streams.c.revision), 0)),
                 sa.select(sa.func.count(t.streams.c.id)),
             ),
-            *(sa.select(sa.func.coalesce(sa.func.max(column), 0)) for column in (v.id, r.id, t.partitions.c.id)),
-            sleeping,
+            *(sa.select(sa.func.max(column)) for column in (v.id, r.id, t.partitions.c.id, t.models.c.id)),
+            *(sa.select(sa.func.max(t.aliases.c.changed)), sleeping),
         )
         query = sa.select(*(part.scalar_subquery() for part in parts))
-        return tuple(int(number) for number in self.database.read(lambda connection: connection.execute(query).one()))
+        return tuple(self.database.read(lambda connection: connection.execute(query).one()))
 
     def tally(self, chosen: Filter) -> list[dict[str, Any]]:
         """Alerts counted by ten minutes (`slot`, UTC, as in "2026-11-23 04:1"), severity, source and verdict."""
