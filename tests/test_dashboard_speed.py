@@ -117,6 +117,12 @@ def test_the_mark_changes_with_everything_that_changes_answers(tmp_path: Path) -
     assert changed()  # awake again
     workspace.triage.save_rule(stream.id, {"fdr": 0.05}, author="ann")
     assert changed()
+    add_version(workspace, "m", "two")
+    assert changed()
+    workspace.models.promote("m", 2)
+    assert changed()
+    workspace.models.roll_back("m")
+    assert changed()
 
 
 def test_static_files_come_from_memory_as_they_are_on_disk() -> None:
