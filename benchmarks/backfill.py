@@ -1,8 +1,8 @@
 """A backfill of many parts, measured: where the time goes, and what a scheduler adds to a run.
 
-    OMP_NUM_THREADS=1 python benchmarks/backfill.py [--parts 1000] [--rows 1000] [--database URL] [--flows 10]
+    OMP_NUM_THREADS=1 python benchmarks/backfill.py [--parts 1000] [--rows 1000] [--columns 10] [--kernel-rows N] [--database URL] [--flows 10]
 
-Writes PARTS Parquet files of ROWS rows of 10 columns, fits a small model of them, and scores everything in one run of `score_new`, as after
+Writes PARTS Parquet files of ROWS rows of 10 columns (or the first few of them), fits a small model of them, and scores everything in one run of `score_new`, as after
 a long time without one. Then every row is looked up: lost or doubled ones make the exit code 1. `--flows` runs the scoring flow so often on a
 real Prefect server when nothing is new, beside the same job without Prefect: the difference is what the scheduler costs.
 """
@@ -39,22 +39,25 @@ def rows(first: int, count: int, seed: int) -> Any:
     return pl.DataFrame({**columns, **more, **kinds, "items": rng.poisson(3, count)})
 
 
-def backfill(home: Path, url: str | None, parts: int, count: int) -> bool:
+def backfill(home: Path, given: argparse.Namespace) -> bool:
     import polars as pl
 
     from tabdiff.operations import ScoreJob, TrainJob, score_new, train
     from tabdiff.store import Workspace
     from tabdiff.store.scores import Scores
 
+    url, parts, count = given.database, given.parts, given.rows
     workspace = Workspace.create(home / "home", url)
     data = home / "data"
     data.mkdir()
     workspace.sources.add("rows", location=str(data), keys=("number",))
-    rows(0, 2000, 1).write_parquet(data / "first.parquet")
-    train(workspace, TrainJob.of(source="rows", model="m", fit=FIT))
+    chosen = rows(0, 1, 1).columns[: 1 + given.columns]  # the number of the row besides
+    rows(0, 2000, 1).select(chosen).write_parquet(data / "first.parquet")
+    fit = FIT if given.kernel_rows is None else {**FIT, "score": {"kernel_rows": given.kernel_rows}}
+    train(workspace, TrainJob.of(source="rows", model="m", fit=fit))
     (data / "first.parquet").unlink()
     for index in range(parts):
-        rows(index * count, count, 0).write_parquet(data / f"{index:06d}.parquet")
+        rows(index * count, count, 0).select(chosen).write_parquet(data / f"{index:06d}.parquet")
     spent: dict[str, list[float]] = {"wall": [], "cpu": []}
     original = Scores.commit
 
@@ -78,7 +81,8 @@ def backfill(home: Path, url: str | None, parts: int, count: int) -> bool:
     lost, doubled = parts * count - numbers.n_unique(), numbers.len() - numbers.n_unique()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     early, late = (
-        statistics.mean(spent["cpu"][part]) for part in (slice(None, parts // 10), slice(-parts // 10, None))
+        statistics.mean(spent["cpu"][part])
+        for part in (slice(None, max(1, parts // 10)), slice(-max(1, parts // 10), None))
     )
     print(
         f"{parts} parts x {count} rows on {'SQLite' if url is None else 'PostgreSQL'}: {result['rows']} rows, {result['flagged']} flagged"
@@ -158,11 +162,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--parts", type=int, default=1000)
     options.add_argument("--rows", type=int, default=1000)
+    options.add_argument("--columns", type=int, default=10)
+    options.add_argument(
+        "--kernel-rows", type=int, help="stored rows that scores compare with; as by default if not given"
+    )
     options.add_argument("--database", help="URL of an empty PostgreSQL database")
     options.add_argument("--flows", type=int, default=10)
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        fine = backfill(Path(folder), given.database, given.parts, given.rows)
+        fine = backfill(Path(folder), given)
         if given.flows and given.database is None:
             overhead(Path(folder) / "home", given.flows)
     sys.exit(not fine)
