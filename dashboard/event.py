@@ -99,6 +99,12 @@ def _sentence(alert: dict[str, Any], reason: dict[str, Any]) -> str:
     return f"{said}; from the other sensors and the time before and after, {plain(reason['expected'], 60)} would be expected"
 
 
+def provisional(frame: pl.DataFrame) -> str:
+    """From when on the places of a stretch are not final, as Markdown; empty if all are."""
+    newest = frame.filter("provisional")["start"].first()
+    return plain(state.local(newest) if isinstance(newest, datetime) else newest) if newest is not None else ""
+
+
 def _lanes(alert: dict[str, Any], frame: pl.DataFrame, trace: Trace, verdict: str) -> None:
     sensors = [reason["column"] for reason in alert["reasons"] if reason["column"] in trace.sensors][:_LANES]
     if frame.is_empty() or not sensors:
@@ -110,13 +116,8 @@ def _lanes(alert: dict[str, Any], frame: pl.DataFrame, trace: Trace, verdict: st
         ends = [min(ends[0], alert["at"]), max(ends[1], alert["ended"] or alert["at"])]
     picture = lanes.draw(frame, trace, sensors, [alert], {alert["id"]: verdict}, (ends[0], ends[1]), zoom=False)
     st.echarts_chart(picture.option, height=picture.height, key=f"around-{alert['id']}", alt=picture.words)
-    newest = frame.filter("provisional")["start"]
-    since = state.local(newest[0]) if len(newest) and isinstance(newest[0], datetime) else newest.first()
-    after = (
-        f" From {plain(since)} on it is provisional, and judged again when a whole window has passed."
-        if len(newest)
-        else ""
-    )
+    since = provisional(frame)
+    after = f" From {since} on it is provisional, and judged again when a whole window has passed." if since else ""
     st.caption(f"Blue line: recorded. Grey band: what was expected. Shaded: the event.{after}")
 
 

@@ -223,12 +223,8 @@ def _draw(trace: Trace, entity: str | None, sensors: list[str], beside: str | No
         )
         + "Mark a stretch with the tool at the top right to zoom in."
     )
-    newest = frame.filter("provisional")["start"]
-    if len(newest):
-        since = state.local(newest[0]) if isinstance(newest[0], datetime) else f"{newest[0]}"
-        st.caption(
-            f"What is drawn from {plain(since)} on is provisional: it is judged again when a whole window has passed."
-        )
+    if since := event.provisional(frame):
+        st.caption(f"What is drawn from {since} on is provisional: it is judged again when a whole window has passed.")
     _events(here, states)
 
 

@@ -139,6 +139,25 @@ def scores(old: Floats, new: Floats, *, significance: float, dependent: int = 1)
     }
 
 
+def verdicts(drifted: list[str], scores: dict[str, Any], *, one: str, fit: str) -> list[tuple[str, str]]:
+    """What columns that drifted, and figures as of `scores` with those of `columns`, come to: (verdict, reason).
+
+    Args:
+        drifted: names of columns.
+        scores: with `moved` and `far_out`, and `tail` if the latter.
+        one: what is scored, "row" or "place".
+        fit: what it is compared with.
+    """
+    found = []
+    if drifted or scores["moved"]:
+        what = f"columns {', '.join(drifted)}" if drifted else f"the typical {one}, though no single column,"
+        found.append(("drifted", f"{what} moved away from {fit}"))
+    if scores["far_out"] and not scores["moved"]:
+        beyond = f"{scores['tail']:.1%} of the {one}s score beyond 99 % of normal ones"
+        found.append(("odd rows", f"{beyond}, while the typical {one} has not moved"))
+    return found
+
+
 def contributions(old: Floats, new: Floats, names: tuple[str, ...], *, significance: float) -> list[dict[str, Any]]:
     """For each column, whether the model's error on it has changed: the drift of a column given the others."""
     found = []

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tabdiff.series_model import SeriesModel
 
 _PARTS = 10  # newest parts whose share of flags is compared with the parts before
+_FIT = "the rows of the fit"
 _FEWEST = 20  # unseen rows without which scores are not compared
 
 
@@ -141,7 +142,7 @@ def _compare(
     drifted = [c["column"] for c in compared if c["drifted"] or c["gaps_changed"]]
     found["columns"], found["scores"] = compared, {"rows": unseen.height, "moved": False, "far_out": False}
     if min(old.height, unseen.height) < _FEWEST:
-        return [("drifted", _moved(drifted))] if drifted else []
+        return drift.verdicts(drifted, found["scores"], one="row", fit=_FIT)
     before, after = model.score(old), model.score(unseen)
     errors = drift.contributions(before.contributions, after.contributions, names, significance=job.significance)
     found["columns"] = [{**column, **error} for column, error in zip(compared, errors, strict=True)]
@@ -150,23 +151,7 @@ def _compare(
         np.asarray(after.score, dtype=np.float64),
         significance=job.significance,
     )
-    verdicts = []
-    if drifted or found["scores"]["moved"]:
-        verdicts.append(("drifted", _moved(drifted)))
-    if found["scores"]["far_out"] and not found["scores"]["moved"]:
-        share = found["scores"]["tail"]
-        verdicts.append(
-            (
-                "odd rows",
-                f"{share:.1%} of the rows score beyond 99 % of normal ones, while the typical row has not moved",
-            )
-        )
-    return verdicts
-
-
-def _moved(drifted: list[str]) -> str:
-    what = f"columns {', '.join(drifted)}" if drifted else "the typical row, though no single column,"
-    return f"{what} moved away from the rows of the fit"
+    return drift.verdicts(drifted, found["scores"], one="row", fit=_FIT)
 
 
 def _freshness(spec: SourceSpec, new: pl.DataFrame, parts: list[dict[str, Any]], job: MonitorJob) -> dict[str, Any]:

@@ -29,11 +29,8 @@ def histogram(files: Sequence[str]) -> str:
         f'<text x="{x * _WIDTH:.0f}" y="{_HEIGHT + 16}" text-anchor="{anchor}">{np.expm1(edges[-1] * x):.3g}</text>'
         for x, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end"))
     ]
-    note = f'<text x="{_WIDTH / 2}" y="{_HEIGHT + 34}" text-anchor="middle">score of {frame.height:,} rows; orange: flagged ({int(flagged.sum()):,})</text>'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -4 {_WIDTH + 16} {_HEIGHT + 44}" width="{_WIDTH + 16}" '
-        f'font-family="sans-serif" font-size="12" fill="#444">{"".join([*bars, *ticks, note])}</svg>'
-    )
+    note = f"score of {frame.height:,} rows; orange: flagged ({int(flagged.sum()):,})"
+    return _drawn([*bars, *ticks], note)
 
 
 def band(places: pl.DataFrame, sensor: str) -> str:
@@ -61,8 +58,14 @@ def band(places: pl.DataFrame, sensor: str) -> str:
     shapes += [f'<circle cx="{x[i]:.1f}" cy="{line[i]:.1f}" r="2" fill="#d55e00"/>' for i in marked]
     ends = [f'<text x="{at}" y="{_HEIGHT + 16}" text-anchor="{anchor}">{escape(str(when))}</text>'
             for at, anchor, when in ((0, "start", places["start"][0]), (_WIDTH, "end", places["end"][-1]))]  # fmt: skip
-    note = f'<text x="{_WIDTH / 2}" y="{_HEIGHT + 34}" text-anchor="middle">{escape(sensor[:60])}: grey what was expected (95 %), orange flagged</text>'
+    note = f"{escape(sensor[:60])}: grey what was expected (95 %), orange flagged"
+    return _drawn([*shapes, *ends], note)
+
+
+def _drawn(shapes: Sequence[str], note: str) -> str:
+    """The picture of some shapes, with a note below."""
+    said = f'<text x="{_WIDTH / 2}" y="{_HEIGHT + 34}" text-anchor="middle">{note}</text>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -4 {_WIDTH + 16} {_HEIGHT + 44}" width="{_WIDTH + 16}" '
-        f'font-family="sans-serif" font-size="12" fill="#444">{"".join([*shapes, *ends, note])}</svg>'
+        f'font-family="sans-serif" font-size="12" fill="#444">{"".join(shapes)}{said}</svg>'
     )

@@ -56,19 +56,7 @@ def compare_series(
     if len(scores) >= _FEWEST * window:
         normal = np.asarray(model.calibration.normal)
         found["scores"] |= drift.scores(normal, scores, significance=job.significance, dependent=window)
-    verdicts = []
-    if drifted or found["scores"]["moved"]:
-        what = f"columns {', '.join(drifted)}" if drifted else "the typical place, though no single column,"
-        verdicts.append(("drifted", f"{what} moved away from the time of the fit"))
-    if found["scores"]["far_out"] and not found["scores"]["moved"]:
-        share = found["scores"]["tail"]
-        verdicts.append(
-            (
-                "odd rows",
-                f"{share:.1%} of the places score beyond 99 % of normal ones, while the typical place has not moved",
-            )
-        )
-    return verdicts
+    return drift.verdicts(drifted, found["scores"], one="place", fit="the time of the fit")
 
 
 def newest_times(model: SeriesModel, rows: pl.DataFrame, known: Mapping[str, int]) -> tuple[Any, dict[str, Any]]:
@@ -91,12 +79,9 @@ def newest_times(model: SeriesModel, rows: pl.DataFrame, known: Mapping[str, int
         last = pl.DataFrame({"who": rows[grid.entity].cast(pl.String), "place": places}).group_by("who").max()
         seen = {**known, **dict(last.iter_rows())}
         limit = max(model.results.silence_limit(name) for name in model.codec.columns)
-        stopped = {who: _stamp(model, place) for who, place in sorted(seen.items()) if newest - place > limit}
-    return _stamp(model, newest), stopped
-
-
-def _stamp(model: SeriesModel, place: int) -> Any:
-    return model.plan.grid.stamp(np.array([place]))[0]
+        late = {who: place for who, place in sorted(seen.items()) if newest - place > limit}
+        stopped = dict(zip(late, grid.stamp(np.array([*late.values()], np.int64)), strict=True))
+    return grid.stamp(np.array([newest]))[0], stopped
 
 
 def _scores(files: Sequence[str], most: int) -> np.ndarray:

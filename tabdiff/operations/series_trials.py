@@ -46,7 +46,7 @@ def split_time(frame: pl.DataFrame, config: SeriesConfig, share: float) -> tuple
     """
     times = canonical_times(frame, config)
     share = min(share, _MOST_JUDGING / max(frame.height, 1))
-    who = frame[config.entity].cast(pl.String) if config.entity else pl.repeat(_ONLY, frame.height, eager=True)
+    who = _who(frame, config.entity)
     table = pl.DataFrame({"who": who, "at": times})
     border = pl.col("at").sort().gather((pl.len() * (1 - share)).floor().cast(pl.Int64).clip(0, pl.len() - 1))
     judging = table.select(pl.col("at") >= border.first().over("who")).to_series()
@@ -82,12 +82,17 @@ def canonical_times(frame: pl.DataFrame, config: SeriesConfig, schema: Schema | 
     return found
 
 
+def _who(frame: pl.DataFrame, entity: str | None) -> pl.Series:
+    """Whose each row is."""
+    return frame[entity].cast(pl.String) if entity else pl.repeat(_ONLY, frame.height, eager=True)
+
+
 def about(model: SeriesModel, fitted: pl.DataFrame) -> dict[str, Any]:
     """What others need to know of a series without loading its model: columns, interval, window, threshold, and how far it was fitted."""
     grid, config = model.plan.grid, model.plan.config
     numbers = model.expectation.columns()
     places = grid.places_of(canonical_times(fitted, config, model.schema))
-    who = fitted[grid.entity].cast(pl.String) if grid.entity else pl.repeat(_ONLY, fitted.height, eager=True)
+    who = _who(fitted, grid.entity)
     until = pl.DataFrame({"who": who, "place": places}).group_by("who").agg(pl.col("place").max()).sort("who")
     rule = model.rule()
     threshold = rule.threshold(model.blocks)
@@ -113,8 +118,7 @@ def unseen(judges: pl.DataFrame, model: SeriesModel, until: Mapping[str, int]) -
         SchemaError: the version cannot read them.
     """
     places = model.plan.grid.places_of(canonical_times(judges, model.plan.config, model.schema))
-    entity = model.plan.grid.entity
-    who = judges[entity].cast(pl.String) if entity else pl.repeat(_ONLY, judges.height, eager=True)
+    who = _who(judges, model.plan.grid.entity)
     border = np.array([until.get(name, np.iinfo(np.int64).min) for name in who.to_list()], dtype=np.int64)
     return judges.filter(pl.Series(places > border))
 
@@ -213,24 +217,21 @@ def _expectation_error(model: SeriesModel, recordings: list[Recording], scores: 
 
 def _planted(model: SeriesModel, recording: Recording) -> dict[str, float]:
     """Faults planted into the longest recording; in the units of its own sensors."""
+    from tabdiff.series_calibration import deviations
     from tabdiff.series_check import plant_and_look  # brings scikit-learn
 
     def judge(frame: pl.DataFrame, begin: int) -> tuple[Any, Any]:
         scores = model.score(_rows(model, recording, frame, np.ones(frame.height, dtype=bool), begin))
         return scores.places["score"].fill_null(np.nan).to_numpy(), scores.contributions.to_numpy()
 
-    deviation = {
-        name: float(np.nanstd(recording.frame[name].cast(pl.Float64).to_numpy())) for name in _numbers(recording)
-    }
     found = plant_and_look(
         recording,
         model.schema,
         judge,
-        lambda frame, begin: np.zeros(
-            frame.height
-        ),  # neither the control nor what could be found is a figure of a version
+        # Neither the control nor what could be found is a figure of a version.
+        lambda frame, begin: np.zeros(frame.height),
         lambda broken, frame: True,
-        deviation=deviation,
+        deviation=deviations([recording], model.schema),
         window=model.window,
         each=_PLANTS,
         rng=np.random.default_rng(_SEED),
@@ -240,7 +241,3 @@ def _planted(model: SeriesModel, recording: Recording) -> dict[str, float]:
     named = [each.first for each in found if each.found]
     figures = {"planted": float(np.mean([each.found for each in found])), "plants": float(len(found))}
     return figures | ({"named": float(np.mean(named))} if named else {})
-
-
-def _numbers(recording: Recording) -> list[str]:
-    return [name for name, dtype in recording.frame.schema.items() if dtype.is_numeric()]

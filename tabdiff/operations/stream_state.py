@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
 import zlib
@@ -65,8 +66,9 @@ class Kept:
         return cls(model, held, recorded, values["peaks"], tail)
 
 
+@functools.lru_cache(maxsize=8)
 def tail_of(stored: bytes | None) -> pl.DataFrame:
-    """`Kept.tail` of a stream's state; empty for that of a table, or before the first part.
+    """`Kept.tail` of a stream's state; empty for that of a table, or before the first part. Pages ask for it several times each.
 
     Raises:
         StoreError: it was written by a newer tabdiff.
