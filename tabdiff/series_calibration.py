@@ -45,7 +45,7 @@ class Fold:
     """Tracks, and which of their places are held out."""
 
     tracks: Sequence[Track]
-    held_out: Sequence[Bool[np.ndarray, " k"]]
+    held_out: Sequence[Bool[np.ndarray, " _"]]
 
     def windows(self, length: int, count: int, seed: int, *, held_out: bool = False) -> tuple[Any, Any]:
         """At most `count` windows that lie wholly in (or out of) held-out time: encoded, and what was observed of them."""
@@ -72,7 +72,7 @@ def fit_codec(
     recordings: Sequence[Recording],
     schema: Schema,
     data: DataConfig,
-    keep: Sequence[Bool[np.ndarray, " k"]] | None = None,
+    keep: Sequence[Bool[np.ndarray, " _"]] | None = None,
 ) -> Codec:
     """The codec of recordings without gaps, in the units of their entities; of the places that are kept."""
     names = [column.name for column in schema.modelled]
@@ -87,7 +87,7 @@ def fit_codec(
 
 
 def readings_of(
-    plan: Plan, recordings: Sequence[Recording], schema: Schema, keep: Sequence[Bool[np.ndarray, " k"]] | None = None
+    plan: Plan, recordings: Sequence[Recording], schema: Schema, keep: Sequence[Bool[np.ndarray, " _"]] | None = None
 ) -> list[Readings]:
     """Numbers in the units of their entities, as the search for a rhythm reads them."""
     names = [column.name for column in schema.modelled if column.kind in (Kind.CONTINUOUS, Kind.INTEGER)]
@@ -101,7 +101,7 @@ def readings_of(
     return found
 
 
-def folds_of(recordings: Sequence[Recording], window: int) -> list[list[Bool[np.ndarray, " k"]]]:
+def folds_of(recordings: Sequence[Recording], window: int) -> list[list[Bool[np.ndarray, " _"]]]:
     """For each turn, which places of each recording are held out: every so many-th stretch of a few windows."""
     places = sum(len(recording.recorded) for recording in recordings)
     turns = _TURNS if places < _TURNS_BELOW else 1
@@ -124,7 +124,7 @@ def calibrate(
     recordings: Sequence[Recording],
     schema: Schema,
     data: DataConfig,
-    folds: Sequence[Sequence[Bool[np.ndarray, " k"]]],
+    folds: Sequence[Sequence[Bool[np.ndarray, " _"]]],
     spans: tuple[Span, ...],
     window: int,
     seed: int,

@@ -377,7 +377,7 @@ class SeriesModel(SeriesDrawing):
 
     def _flag_together(
         self, parts: list[Part], fdr: float | None, contamination: float | None
-    ) -> list[Bool[np.ndarray, " k"]]:
+    ) -> list[Bool[np.ndarray, " _"]]:
         score = np.concatenate([part.score for part in parts])
         known = np.flatnonzero(~np.isnan(score))
         flags = np.zeros(len(score), dtype=bool)

@@ -27,6 +27,7 @@ from tabdiff.operations.series_alerts import Seen, Told, settle
 from tabdiff.operations.series_trials import worse_figures
 from tabdiff.operations.stream_state import Kept
 from tabdiff.operations.tracing import trace, traces
+from tabdiff.operations.training import FITTED as FITTED_ROWS
 from tabdiff.series_model import SeriesModel
 from tabdiff.store import Workspace
 from tabdiff.store.triage import Filter
@@ -355,7 +356,7 @@ def test_two_runs_at_once_score_every_place_once(
 def test_a_new_champion_begins_where_the_old_one_ends(
     workspace: Workspace, data: Path, first_fit: tuple[Path, dict[str, Any], dict[str, Any]], model: SeriesModel
 ) -> None:
-    frame = broken(fleet(FITTED, 120), "left", 440, 470)
+    frame = broken(fleet(FITTED, 120), "left", 440, 480)
     frame[:130].write_parquet(data / "a.parquet")
     score(workspace)
     (alert,) = workspace.triage.queue(ALL)
@@ -372,7 +373,10 @@ def test_a_new_champion_begins_where_the_old_one_ends(
     same_as_whole(found.filter("early"), model, frame[:130])
     same_as_whole(found.filter(~pl.col("early")), model, frame[130:])
     assert found["early"].sum() == 130
-    assert not workspace.triage.get(alert["id"])["open"]
+    # A fault that goes on across the change is one alert, with the new version's places.
+    (same,) = workspace.triage.queue(ALL)
+    assert (same["id"], same["open"], same["at"]) == (alert["id"], False, alert["at"])
+    assert abs(same["ended"].replace(tzinfo=None) - minute(480)) <= timedelta(minutes=WINDOW)
     # A version that is gone takes its newest places with it, and that is told.
     shutil.rmtree(workspace.home / "models" / "fleet" / "second")
     workspace.models.promote("fleet", 1)
@@ -466,6 +470,13 @@ def test_a_level_is_accepted_from_its_alert(
     ).write_parquet(data / "9.parquet")
     assert score(scored)["alerts"] == 0
     assert not scored.triage.get(alert["id"])["open"]
+    # A training on rows of both levels makes a model of the new one.
+    again = train(scored, TrainJob.of(source="fleet", model="fleet", fit=FIT, promote="never", compiled=False))
+    version = scored.models.get("fleet", str(again["version"]))
+    assert (again["levels"], version.metrics["accepted"]) == (1, scored.models.get("fleet").metrics["accepted"])
+    assert version.folder is not None
+    known = pl.read_parquet(version.folder / FITTED_ROWS).filter(machine="right")
+    assert known["level"].min() > 50 + 4  # type: ignore[operator]
     scored.models.roll_back("fleet")
     with pytest.raises(StoreError, match="no alert"):
         accept_level(scored, 999, "ann")

@@ -11,6 +11,7 @@ import polars as pl
 
 from tabdiff.errors import StoreError
 from tabdiff.files import atomic_folder
+from tabdiff.operations.levels import ACCEPTED, record, shifted
 from tabdiff.operations.reading import newest_rows
 from tabdiff.operations.series_trials import canonical_times
 from tabdiff.operations.training import FITTED, REFERENCE
@@ -69,9 +70,11 @@ def accept_level(workspace: Workspace, alert_id: int, author: str, note: str = "
         with atomic_folder(folder) as temporary:
             accepted.save(temporary / "bundle")
             pl.read_parquet(champion.folder / REFERENCE).write_parquet(temporary / REFERENCE)
-            fitted = _shifted(pl.read_parquet(champion.folder / FITTED), model, alert["entity"], moved)
-            fitted.write_parquet(temporary / FITTED)
-        metrics = {**champion.metrics, "accepted": {"from": champion.version, **detail}}
+            _at_level(pl.read_parquet(champion.folder / FITTED), model, alert["entity"], moved).write_parquet(
+                temporary / FITTED
+            )
+        known = champion.metrics.get(ACCEPTED, [])
+        metrics = {**champion.metrics, ACCEPTED: [*known, {**detail, **record(model, alert, moved)}]}
         source_id = workspace.sources.get(alert["source"])[0]
         name = str(folder.relative_to(workspace.home))
         version = workspace.models.add(
@@ -114,15 +117,10 @@ def _moved(model: SeriesModel, accepted: SeriesModel, entity: str | None) -> dic
     return {name: shift for name, shift in moved.items() if shift}
 
 
-def _shifted(rows: pl.DataFrame, model: SeriesModel, entity: str | None, moved: dict[str, float]) -> pl.DataFrame:
+def _at_level(rows: pl.DataFrame, model: SeriesModel, entity: str | None, moved: dict[str, float]) -> pl.DataFrame:
     """Rows of the fit at the new level, so that monitoring does not call it a drift."""
     config = model.plan.config
-    mine = pl.lit(True) if config.entity is None else pl.col(config.entity).cast(pl.String) == entity
-    if config.sensor is not None and config.value is not None:
-        shift = pl.col(config.sensor).cast(pl.String).replace_strict(moved, default=0.0, return_dtype=pl.Float64)
-        return rows.with_columns(
-            pl.when(mine).then(pl.col(config.value) + shift).otherwise(config.value).alias(config.value)
-        )
-    return rows.with_columns(
-        pl.when(mine).then(pl.col(name) + shift).otherwise(pl.col(name)).alias(name) for name, shift in moved.items()
-    )
+    mine = pl.repeat(True, rows.height, eager=True)
+    if config.entity is not None:
+        mine = (rows[config.entity].cast(pl.String) == entity).fill_null(False)
+    return shifted(rows, mine, config, moved)

@@ -111,7 +111,11 @@ def _alert(
     stamp: Callable[[int], Any],
     time: str,
 ) -> Alert:
-    """The alert of an event. Where what was seen at the peak is not known any more, that of the alert before is kept."""
+    """The alert of an event. Where what was seen at the peak is not known any more, that of the alert before is kept.
+
+    An alert keeps its beginning: another event may touch it, or another version may have seen only the rest of it.
+    """
+    first = event.first if before is None else min(event.first, before["first_place"])
     if seen is None and before is not None and before["values"]:
         values, known = before["values"], {reason["column"]: reason for reason in before["reasons"]}
     else:
@@ -131,13 +135,13 @@ def _alert(
         p_value=event.p_value,
         reasons=reasons,
         values=values,
-        at=_moment(stamp(event.first)),
+        at=_moment(stamp(first)),
         entity=event.entity,
         excess=event.excess if event.excess is None or math.isfinite(event.excess) else None,
         kind=event.kind,
         ended=_moment(stamp(event.last)),
         open=event.open,
-        first_place=event.first,
+        first_place=first,
         last_place=event.last,
     )
 

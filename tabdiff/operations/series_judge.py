@@ -66,10 +66,12 @@ class SeriesJudge:
         if not piece.frame.height:
             return [Outcome(piece.part, piece.watermark, None, [], 0, self._made_by, state=self._state)]
         opened = self.workspace.scores.open_alerts(self._stream)
-        ends = self._state is not None and self._made_by != self.version.id
-        taken = self._pass.take(self._kept, piece.frame, [] if ends else opened)
+        ending: list[Outcome] = []
+        if self._state is not None and self._made_by != self.version.id:
+            outcome, opened = self._end_of_version(opened)
+            ending = [outcome]
+        taken = self._pass.take(self._kept, piece.frame, opened)
         self._tell_late(piece, taken)
-        ending = [self._end_of_version(opened)] if ends else []
         self._kept, self._state, self._made_by = taken.kept, taken.kept.to_bytes(), self.version.id
         self._rows += piece.part.rows
         return [*ending, self._outcome(piece.part, piece.watermark, taken, self.version.id, self._state)]
@@ -93,8 +95,12 @@ class SeriesJudge:
         )
         self.findings.append(Finding("late", piece.part.unit, reason, f"{piece.part.unit} {piece.part.part}"))
 
-    def _end_of_version(self, opened: list[dict[str, Any]]) -> Outcome:
-        """What the version of before knows of places that the new one never sees; its alerts are closed."""
+    def _end_of_version(self, opened: list[dict[str, Any]]) -> tuple[Outcome, list[dict[str, Any]]]:
+        """What the version of before knows of places that the new one never sees.
+
+        Its alerts are closed. They are handed on as the new version would know them, so that a fault that goes on is told of in the alert
+        that it has.
+        """
         from tabdiff.loading import load_any
 
         assert self._state is not None
@@ -108,9 +114,10 @@ class SeriesJudge:
                 reason = str(error)
         if isinstance(model, SeriesModel):
             taken = SeriesPass(model, None).finish(kept, opened)
-            return self._outcome(part, None, taken, version.id, None)
+            ended = [{**alert, **vars(taken.changed.get(alert["id"], closed(alert)))} for alert in opened]
+            return self._outcome(part, None, taken, version.id, None), self._pass.carried(ended, model.plan.grid)
         waiting = kept.values.height + kept.held.height
         reason = f"{version} cannot be run any more ({reason}): its newest {waiting} places stay without a final score"
         self.findings.append(Finding("state_lost", part.unit, reason))
         changed = {alert["id"]: closed(alert) for alert in opened}
-        return Outcome(part, None, None, [], 0, self.version.id, changed=changed)
+        return Outcome(part, None, None, [], 0, self.version.id, changed=changed), []

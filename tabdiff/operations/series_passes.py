@@ -20,6 +20,7 @@ from tabdiff.operations.judges import plain
 from tabdiff.operations.series_alerts import Seen, Told, entity_text, settle
 from tabdiff.operations.series_trials import canonical_times
 from tabdiff.operations.stream_state import ENTITY, PLACE, Kept
+from tabdiff.series import Grid
 from tabdiff.series_model import SeriesModel, SeriesState
 from tabdiff.series_results import SeriesScores
 from tabdiff.store.scores import Alert
@@ -107,6 +108,14 @@ class SeriesPass:
     def stamp(self, place: int) -> Any:
         """Time of a place."""
         return self.grid.stamp(np.array([place]))[0]
+
+    def carried(self, alerts: Sequence[Mapping[str, Any]], grid: Grid) -> list[dict[str, Any]]:
+        """Alerts of another version at the places that this one gives their times; none if it counts time in another way."""
+        if (grid.unit, grid.entity is None) != (self.grid.unit, self.grid.entity is None):
+            return []
+        ends = ("first_place", "last_place")
+        places = [self.grid.places_of(grid.stamp(np.array([alert[end] for end in ends]))).tolist() for alert in alerts]
+        return [{**alert, **dict(zip(ends, mine, strict=True))} for alert, mine in zip(alerts, places, strict=True)]
 
     # ---------------------------------------------------------------------------------------------------- rows
 

@@ -15,6 +15,7 @@ from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable, StoreEr
 from tabdiff.files import atomic_folder, fingerprint
 from tabdiff.operations.comparing import compare
 from tabdiff.operations.jobs import TrainJob
+from tabdiff.operations.levels import ACCEPTED, levelled
 from tabdiff.operations.reading import newest_rows
 from tabdiff.operations.series_trials import about, split_time
 from tabdiff.store import Workspace
@@ -44,7 +45,7 @@ def train(
 
     Returns:
         run, version, new (whether it was fitted now), started_from (the version whose weights it began with, or why none), compiled ("yes", or
-        why not), metrics, decision (promoted, asked, kept) and its reasons.
+        why not), rows, levels (how many accepted ones the rows were brought to), metrics, decision (promoted, asked, kept) and its reasons.
 
     Raises:
         StoreError: the source is missing, or the database is out of reach.
@@ -55,11 +56,15 @@ def train(
     source_id, spec = workspace.sources.get(job.source)
     with workspace.runs.start("train", f"{job.source}:{job.model}") as run:
         frame, findings = newest_rows(spec, job.max_rows)
+        levels: list[Any] = []
         if job.fit.series.time is None:
             rest, judges = split(frame, job.evaluation_share)
         else:
+            champion = _champion(workspace, job.model)
+            known = champion.metrics.get(ACCEPTED, []) if champion else []
+            frame, levels = levelled(frame, job.fit.series, known)
             rest, judges = split_time(frame, job.fit.series, job.evaluation_share)
-        version, new = _fit(workspace, job, rest, judges, source_id, run.id, on_event)
+        version, new = _fit(workspace, job, rest, judges, levels, source_id, run.id, on_event)
         decision = decide(workspace, job, version)
         run.result = {
             "run": run.id,
@@ -69,6 +74,7 @@ def train(
             "started_from": version.metrics.get("started_from", "random weights"),
             "compiled": version.metrics.get("compiled", "no: it was fitted before versions were"),
             "rows": rest.height,
+            "levels": len(levels),
             "findings": [vars(finding) for finding in findings],
             **decision,
         }
@@ -92,6 +98,7 @@ def _fit(
     job: TrainJob,
     rest: pl.DataFrame,
     judges: pl.DataFrame,
+    levels: list[Any],
     source_id: int,
     run_id: int,
     on_event: Callable[[TrainEvent], None] | None,
@@ -138,7 +145,7 @@ def _fit(
             "evaluation_share": job.evaluation_share,
             "started_from": started_from,
             "compiled": compiled,
-            **({} if job.fit.series.time is None else {"series": about(model, rest)}),
+            **({} if job.fit.series.time is None else {"series": about(model, rest), ACCEPTED: levels}),
         }
         name = str(folder.relative_to(workspace.home))
         version = workspace.models.add(job.model, name, data, options, metrics, source_id=source_id, run_id=run_id)
@@ -182,7 +189,7 @@ def _fit_or_go_on(
         overrides = job.columns or None
         return fit(rest, job.fit, overrides=overrides, checkpoint=checkpoint, on_event=on_event, start_from=start_from)
 
-    champion = next((version for version in workspace.models.all(job.model) if "champion" in version.aliases), None)
+    champion = _champion(workspace, job.model)
     if not job.warm_start or champion is None:
         return begin(None), "random weights: " + ("warm_start is off" if champion else "there was no champion")
     kept = float(champion.metrics.get("evaluation_share", 0.0))
@@ -195,6 +202,10 @@ def _fit_or_go_on(
     except (BundleError, ConfigError) as error:
         # Told of in the result and in the metrics of the version. What is wrong with the options as such comes up again here.
         return begin(None), f"random weights: {error}"
+
+
+def _champion(workspace: Workspace, model: str) -> Version | None:
+    return next((version for version in workspace.models.all(model) if "champion" in version.aliases), None)
 
 
 class claimed:  # noqa: N801 - used like a function
@@ -218,8 +229,7 @@ def decide(workspace: Workspace, job: TrainJob, version: Version) -> dict[str, A
     """Compare a version with the champion and promote it if the rule says so."""
     if "champion" in version.aliases:
         return {"decision": "kept", "reasons": ["it is the champion already"], "metrics": version.metrics}
-    names = [v for v in workspace.models.all(job.model) if "champion" in v.aliases]
-    champion = names[0] if names else None
+    champion = _champion(workspace, job.model)
     verdicts = workspace.scores.judged(job.model)
     judged = compare(version, champion, verdicts, tolerance=job.tolerance)
     if not judged.better or job.promote == "never":
