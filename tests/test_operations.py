@@ -459,7 +459,7 @@ def test_a_worse_challenger_is_not_promoted(trained: Workspace, data: Path) -> N
     challenger = trained.models.get("orders", result["version"])
     assert challenger.folder is not None
     real.write_parquet(challenger.folder / "reference.parquet")  # judged on real rows
-    judged = comparing.compare(challenger, trained.models.get("orders"), [], tolerance=0.02)
+    judged = comparing.compare(challenger, trained.models.get("orders"), [], lambda champion: [], tolerance=0.02)
     assert not judged.better
     assert any("separation" in reason for reason in judged.reasons)
 

@@ -23,6 +23,7 @@ from tabdiff.cli import app
 from tabdiff.errors import ConfigError, SchemaError, StoreError
 from tabdiff.operations import MonitorJob, ScoreJob, TrainJob, accept_level, monitor, score_new, train
 from tabdiff.operations.inspection import inspect
+from tabdiff.operations.judged_events import agreement, judged_events
 from tabdiff.operations.series_alerts import Seen, Told, settle
 from tabdiff.operations.series_trials import worse_figures
 from tabdiff.operations.stream_state import Kept
@@ -154,12 +155,42 @@ def test_a_challenger_is_compared_on_time_that_is_new_to_both(workspace: Workspa
 
 def test_what_counts_as_worse() -> None:
     good = {"alarms": 0.02, "alarms_meant": 0.02, "stretches": 100.0, "expectation_error": 0.2, "plants": 24.0}
-    good |= {"planted": 0.9, "named": 0.9}
+    good |= {"planted": 0.9, "named": 0.9, "agreement": 0.9, "judged": 10.0}
     assert worse_figures(good, good, 0.02) == []
-    bad = {"alarms": 0.3, "expectation_error": 0.25, "planted": 0.6, "named": 0.5}
+    bad = {"alarms": 0.3, "expectation_error": 0.25, "planted": 0.6, "named": 0.5, "agreement": 0.7}
     for name, value in bad.items():
         assert worse_figures({**good, name: value}, good, 0.02) == [name]
         assert worse_figures(good, {**good, name: value}, 0.02) == []
+
+
+def test_versions_are_compared_on_what_people_said(
+    workspace: Workspace, data: Path, first_fit: tuple[Path, dict[str, Any], dict[str, Any]], model: SeriesModel
+) -> None:
+    frame = fleet(FITTED, 400)
+    for number in range(6):
+        begin = FITTED + 30 + 60 * number
+        frame = broken(frame, ("left", "right")[number % 2], begin, begin + 9, shift=4)
+    frame.write_parquet(data / "a.parquet")
+    score(workspace)
+    queue = workspace.triage.queue(ALL, newest=True)
+    assert len(queue) >= 6
+    for place, alert in enumerate(queue):
+        workspace.scores.judge(alert["id"], "anomaly" if place % 3 else "normal", author="ann")
+    events = judged_events(workspace, "fleet", model)
+    assert len(events) == len(queue)
+    event = next(each for each in events if each.first == queue[0]["at"].replace(tzinfo=None))
+    mine = frame.filter(machine=queue[0]["entity"]).select("at", "machine", "flow", "pressure", "level", "pump")
+    mine = mine.filter(pl.col("at").is_between(event.rows["at"].min(), event.rows["at"].max()))
+    assert event.rows.equals(mine.with_columns(pl.col("flow", "pressure", "level").cast(pl.Float32)))
+    deaf = load_series(first_fit[0] / "bundle")
+    deaf.blocks = deaf.blocks * 1e6
+    # The version that alerted on all of them is right about the anomalies, one that never alerts about the rest.
+    new, old = agreement(deaf, model, events)
+    anomalies = np.mean([each.anomaly for each in events])
+    assert (old["agreement"], new["agreement"]) == (pytest.approx(anomalies), pytest.approx(1 - anomalies))
+    assert new["judged"] == old["judged"] == len(events)
+    assert worse_figures(new, old, 0.02) == ["agreement"]
+    assert agreement(deaf, model, events[:4]) == ({}, {})
 
 
 # ------------------------------------------------------------------------------------------------------ scoring

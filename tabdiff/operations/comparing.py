@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,13 @@ import numpy as np
 import polars as pl
 
 from tabdiff.errors import SchemaError
+from tabdiff.operations.judged_events import JudgedEvent, agreement
 from tabdiff.operations.series_trials import measure_series, unseen, worse_figures
 from tabdiff.store.registry import Version
 
 if TYPE_CHECKING:
     from tabdiff.model import Model
+    from tabdiff.series_model import SeriesModel
 
 NOMINAL = 0.05
 _FILLED_ROWS = 300
@@ -40,9 +43,16 @@ class Judgement:
 
 
 def compare(
-    challenger: Version, champion: Version | None, verdicts: list[tuple[dict[str, Any], str]], *, tolerance: float
+    challenger: Version,
+    champion: Version | None,
+    verdicts: list[tuple[dict[str, Any], str]],
+    events: Callable[[SeriesModel], Sequence[JudgedEvent]],
+    *,
+    tolerance: float,
 ) -> Judgement:
     """Judge a version beside the champion; without a champion it may take over as it is.
+
+    Verdicts are those on rows of a table; `events` gives those on events of a series, at the places of the champion that it is asked with.
 
     The rule: it takes over if none of its figures is worse than the champion's by more than `tolerance` (of the fill error: by more
     than that share of it), where false alarms that are within three standard errors of 0.05 are never worse.
@@ -51,7 +61,7 @@ def compare(
 
     assert challenger.folder is not None
     if "series" in challenger.metrics or (champion is not None and "series" in champion.metrics):
-        return _compare_series(challenger, champion, tolerance)
+        return _compare_series(challenger, champion, events, tolerance)
     judges = pl.read_parquet(challenger.folder / "reference.parquet")
     new = measure(load(challenger.folder / "bundle"), judges, verdicts)
     if champion is None:
@@ -82,8 +92,13 @@ def compare(
     return Judgement(not worse, reasons, {"challenger": new, "champion": old})
 
 
-def _compare_series(challenger: Version, champion: Version | None, tolerance: float) -> Judgement:
-    """By the figures of `series_trials`, on time that neither version was fitted on."""
+def _compare_series(
+    challenger: Version,
+    champion: Version | None,
+    events: Callable[[SeriesModel], Sequence[JudgedEvent]],
+    tolerance: float,
+) -> Judgement:
+    """By the figures of `series_trials`, on time that neither version was fitted on, and by verdicts."""
     from tabdiff.loading import load_series
 
     if "series" not in challenger.metrics or (champion is not None and "series" not in champion.metrics):
@@ -105,10 +120,16 @@ def _compare_series(challenger: Version, champion: Version | None, tolerance: fl
     if not new or not old:
         reason = f"of the judging time {fresh.height} rows are new to the champion, too few to compare the two"
         return Judgement(False, [reason], {"challenger": new, "champion": old})
+    agreed = agreement(model, other, events(other))
+    new, old = new | agreed[0], old | agreed[1]
     worse = worse_figures(new, old, tolerance)
     reasons = [f"{name} {new[name]:.4f}, champion {old[name]:.4f}: worse" for name in worse]
     if not worse:
-        shared = [name for name in ("alarms", "expectation_error", "planted", "named") if name in new and name in old]
+        shared = [
+            name
+            for name in ("alarms", "expectation_error", "planted", "named", "agreement")
+            if name in new and name in old
+        ]
         reasons = [f"{name} {new[name]:.4f}, champion {old[name]:.4f}" for name in shared]
     return Judgement(not worse, reasons, {"challenger": new, "champion": old})
 

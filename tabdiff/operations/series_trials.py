@@ -8,6 +8,7 @@ later version is fitted on time that judged an earlier one, so it is compared wi
 - `expectation_error`: distance of each number from what its neighbours in time led to expect, in interquartile ranges, at most 1.
 - `planted`: share of faults, planted into the judging time, that score above everything in the same time without them; `named`: the
   broken sensor is the first of those found.
+- `agreement`: share of judged events on which the version says what people said (`judged_events`), if there are at least five.
 """
 
 from __future__ import annotations
@@ -135,8 +136,8 @@ def measure_series(model: SeriesModel, judges: pl.DataFrame) -> dict[str, float]
         recordings = [each for each in recordings if len(each.recorded) >= _FEWEST_STRETCHES * model.window]
         if not recordings:
             return {}
-        wide = _wide(model)
-        scores = wide.score(pl.concat([_rows(model, each, each.frame, each.recorded) for each in recordings]))
+        version = wide(model)
+        scores = version.score(pl.concat([_rows(model, each, each.frame, each.recorded) for each in recordings]))
         peaks = _stretches(scores, model)
         rule = model.rule()
         found = {
@@ -145,7 +146,7 @@ def measure_series(model: SeriesModel, judges: pl.DataFrame) -> dict[str, float]
             "stretches": float(len(peaks)),
         }
         found |= _expectation_error(model, recordings, scores)
-        return found | _planted(wide, max(recordings, key=lambda each: len(each.recorded)))
+        return found | _planted(version, max(recordings, key=lambda each: len(each.recorded)))
 
 
 def worse_figures(new: Mapping[str, float], old: Mapping[str, float], tolerance: float) -> list[str]:
@@ -160,18 +161,18 @@ def worse_figures(new: Mapping[str, float], old: Mapping[str, float], tolerance:
     name = "expectation_error"
     if name in new and name in old and new[name] > old[name] * (1 + tolerance):
         worse.append(name)
-    chance = 2 / max(new.get("plants", 1.0), 1.0)  # two of the faults
+    # Two of the planted faults or one of the judged events more or less are chance.
+    chance = {"planted": 2 / new.get("plants", 1.0), "named": 2 / new.get("plants", 1.0)}
+    chance["agreement"] = 1 / new.get("judged", 1.0)
     return worse + [
-        name
-        for name in ("planted", "named")
-        if name in new and name in old and new[name] < old[name] - tolerance - chance
+        name for name in chance if name in new and name in old and new[name] < old[name] - tolerance - chance[name]
     ]
 
 
 # ------------------------------------------------------------------------------------------------------ figures
 
 
-def _wide(model: SeriesModel) -> SeriesModel:
+def wide(model: SeriesModel) -> SeriesModel:
     """The same model for rows that have one column for each sensor and times in UTC already."""
     from tabdiff.series_model import SeriesModel
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import secrets
 import shutil
@@ -15,6 +16,7 @@ from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable, StoreEr
 from tabdiff.files import atomic_folder, fingerprint
 from tabdiff.operations.comparing import compare
 from tabdiff.operations.jobs import TrainJob
+from tabdiff.operations.judged_events import judged_events
 from tabdiff.operations.levels import ACCEPTED, levelled
 from tabdiff.operations.reading import newest_rows
 from tabdiff.operations.series_trials import about, split_time
@@ -231,7 +233,8 @@ def decide(workspace: Workspace, job: TrainJob, version: Version) -> dict[str, A
         return {"decision": "kept", "reasons": ["it is the champion already"], "metrics": version.metrics}
     champion = _champion(workspace, job.model)
     verdicts = workspace.scores.judged(job.model)
-    judged = compare(version, champion, verdicts, tolerance=job.tolerance)
+    events = functools.partial(judged_events, workspace, job.model)
+    judged = compare(version, champion, verdicts, events, tolerance=job.tolerance)
     if not judged.better or job.promote == "never":
         return {"decision": "kept", "reasons": judged.reasons, "metrics": judged.metrics}
     if job.promote == "ask" and champion is not None:
