@@ -74,12 +74,12 @@ def backfill(home: Path, given: argparse.Namespace) -> bool:
     result = score_new(workspace, job)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     Scores.commit = original  # type: ignore[method-assign]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before the look at all rows at once below
     again_wall, again = time.perf_counter(), score_new(workspace, job)
     again_wall = time.perf_counter() - again_wall
     files = [part["file"] for part in workspace.scores.partitions() if part["file"]]
     numbers = pl.concat([pl.read_parquet(file, columns=["number"]) for file in files])["number"]
     lost, doubled = parts * count - numbers.n_unique(), numbers.len() - numbers.n_unique()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     early, late = (
         statistics.mean(spent["cpu"][part])
         for part in (slice(None, max(1, parts // 10)), slice(-max(1, parts // 10), None))
