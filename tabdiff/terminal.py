@@ -37,10 +37,11 @@ ENDED = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command has to say: `values` to programs, `shown` (lines and rich tables) to people."""
+    """What a command has to say: `values` to programs, `shown` (lines and rich tables) to people; it did its work, and may still end with 1."""
 
     values: dict[str, Any]
     shown: Sequence[Any]
+    failed: bool = False
 
 
 def console(*, stderr: bool = False) -> Console:

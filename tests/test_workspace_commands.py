@@ -60,14 +60,26 @@ def test_a_day_at_the_workspace(home: Path, tmp_path: Path, small_bundle: Path) 
     assert "rows: 0" in shown("run", "score", "--source", "orders", "--model", "orders")
     assert "fdrr" in refused("run", "score", "--source", "orders", "--model", "orders", "--set", "fdrr=1")
     assert "no source" in refused("run", "monitor", "--source", "absent", "--model", "orders")
+    assert "Say fit.train." in refused(
+        "run", "train", "--source", "orders", "--model", "orders", "--set", "train.steps=1"
+    )
+    assert "No events yet" in shown("workspace", "events")
+    orders(9, 40).rename({"price": "cost"}).write_parquet(data / "z.parquet")
+    call = ["run", "score", "--source", "orders", "--model", "orders"]
+    assert "'price'" in shown(*call)  # told of, and the other files are scored
+    strict = CliRunner().invoke(app, [*call, "--strict"])
+    assert (strict.exit_code, "'price'" in strict.stdout) == (1, True)
+    monitored = CliRunner().invoke(app, ["run", "monitor", "--source", "orders", "--model", "orders", "--strict"])
+    assert (monitored.exit_code, "cannot read 'price'" in monitored.stdout) == (1, True)
+    (data / "z.parquet").unlink()
 
     alert = tabdiff("alerts", "list", "--source", "orders")["alerts"][0]
     tabdiff("alerts", "judge", alert["id"], "normal", "--author", "ann")
     assert "normal" in shown("alerts", "list")
     assert tabdiff("workspace", "scores")["scores"][0]["rows"] == 40
     kinds = [run["kind"] for run in tabdiff("workspace", "runs")["runs"]]
-    assert kinds == ["score", "score"]
-    assert "No events yet" in shown("workspace", "events")
+    assert kinds == ["monitor", "score", "score", "score", "score"]
+    assert {event["kind"] for event in tabdiff("workspace", "events")["events"]} == {"source_schema", "monitor"}
 
     assert "judged" in refused("sources", "rescore", "orders", "a.parquet", "--model", "orders")
     orders(5, 40).write_parquet(data / "b.parquet")

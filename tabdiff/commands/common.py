@@ -58,6 +58,8 @@ def reported(command: Callable[..., Outcome]) -> Callable[..., None]:
         else:
             for item in outcome.shown:
                 say(console(), item)
+        if outcome.failed:
+            raise typer.Exit(1)
 
     return run
 

@@ -24,6 +24,12 @@ SettingOption = Annotated[
 ]
 
 
+StrictOption = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="Exit 1 if there is a finding, such as a file that does not fit; the work is done and kept."
+    ),
+]
 SourceOption = Annotated[str, typer.Option("--source", help="Registered source.", show_default=False)]
 ModelOption = Annotated[str, typer.Option("--model", help="Name of the model.", show_default=False)]
 
@@ -279,7 +285,7 @@ def alerts_rule(
     return _listed("rules", workspace.triage.rules(stream.id), ("created", "rule", "author", "note"))
 
 
-def _job(kind: str, settings: list[str] | None, **fixed: Any) -> Outcome:
+def _job(kind: str, settings: list[str] | None, *, strict: bool = False, **fixed: Any) -> Outcome:
     from tabdiff import operations
     from tabdiff.config import parse_settings
 
@@ -297,7 +303,7 @@ def _job(kind: str, settings: list[str] | None, **fixed: Any) -> Outcome:
         f"{f['kind']} {f['subject']}: {f['reason']}" if isinstance(f, dict) else str(f)
         for f in result.get("findings", [])
     ]
-    return Outcome(result, [*lines, *result.get("reasons", [])])
+    return Outcome(result, [*lines, *result.get("reasons", [])], failed=strict and bool(result.get("findings")))
 
 
 def run_train(
@@ -308,10 +314,14 @@ def run_train(
 
 
 def run_score(
-    source: SourceOption, model: ModelOption, settings: SettingOption = None, as_json: JsonOption = False
+    source: SourceOption,
+    model: ModelOption,
+    settings: SettingOption = None,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
 ) -> Outcome:
     """Score what is new in a source, each row exactly once (--set contamination=0.01)."""
-    return _job("score", settings, source=source, model=model)
+    return _job("score", settings, strict=strict, source=source, model=model)
 
 
 def run_synthesize(model: ModelOption, settings: SettingOption = None, as_json: JsonOption = False) -> Outcome:
@@ -320,10 +330,14 @@ def run_synthesize(model: ModelOption, settings: SettingOption = None, as_json: 
 
 
 def run_monitor(
-    source: SourceOption, model: ModelOption, settings: SettingOption = None, as_json: JsonOption = False
+    source: SourceOption,
+    model: ModelOption,
+    settings: SettingOption = None,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
 ) -> Outcome:
     """Compare new rows with those of the fit: drift, odd rows, freshness (--set every=86400)."""
-    return _job("monitor", settings, source=source, model=model)
+    return _job("monitor", settings, strict=strict, source=source, model=model)
 
 
 def _listed(name: str, found: list[dict[str, Any]], headings: tuple[str, ...]) -> Outcome:

@@ -27,8 +27,20 @@ class _Job(BaseModel):
         try:
             return cls.model_validate(options)
         except ValidationError as error:
-            lines = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg']}" for e in error.errors())
+            lines = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'options'}: {cls._unknown(e['loc'][0]) if e['type'] == 'extra_forbidden' and len(e['loc']) == 1 else e['msg']}"
+                for e in error.errors()
+            )
             raise ConfigError(f"these options cannot be used: {lines}.") from None
+
+    @classmethod
+    def _unknown(cls, name: Any) -> str:
+        """What to say of an option that the job has not got."""
+        for part, field in cls.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel) and name in inner.model_fields:
+                return f"the job has no such option. Say {part}.{name}"
+        return f"the job has no such option; it has {', '.join(cls.model_fields)}"
 
     def digest(self, *leave_out: str) -> str:
         """SHA-256 of the options."""

@@ -55,7 +55,8 @@ def monitor(workspace: Workspace, job: MonitorJob) -> dict[str, Any]:
         parts = [part for part in workspace.scores.partitions(source_id) if part["model"] == job.model]
         new, _ = newest_rows(spec, job.rows)
         found: dict[str, Any] = {
-            "model": version.version,
+            "model": job.model,
+            "version": version.version,
             "rows": new.height,
             "freshness": _freshness(spec, new, parts, job),
             "alerts": _alert_volume(parts, job.significance),
@@ -129,7 +130,9 @@ def _series(
 
 def _changed(error: SchemaError, found: dict[str, Any]) -> list[tuple[str, str]]:
     found["schema"] = [str(problem) for problem in error.problems]
-    return [("schema changed", f"{len(error.problems)} columns do not fit the champion")]
+    named = ", ".join(repr(problem.column) for problem in error.problems[:5])
+    more = f" and {len(error.problems) - 5} more" if len(error.problems) > 5 else ""
+    return [("schema changed", f"the champion cannot read {named}{more} any more")]
 
 
 def _compare(

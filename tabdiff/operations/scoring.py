@@ -107,7 +107,8 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
             workspace.events.tell("late_rows", job.source, "warning", detail, once=f"{late_below}")
         run.result = {
             "run": run.id,
-            "model": version.version,
+            "model": job.model,
+            "version": version.version,
             "rule": dict(judge.rule),
             **total,
             "late": late + late_below,

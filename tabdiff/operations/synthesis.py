@@ -85,7 +85,8 @@ def synthesize(workspace: Workspace, job: SynthesizeJob, *, on_progress: Progres
         page_file = workspace.home / found["folder"] / "report.html"
         run.result = {
             "run": run.id,
-            "model": version.version,
+            "model": job.model,
+            "version": version.version,
             "new": new,
             "rows": found["rows"],
             "file": str(workspace.home / found["folder"] / "rows.parquet"),

@@ -47,7 +47,7 @@ def train(
 
     Returns:
         run, version, new (whether it was fitted now), started_from (the version whose weights it began with, or why none), compiled ("yes", or
-        why not), rows, levels (how many accepted ones the rows were brought to), metrics, decision (promoted, asked, kept) and its reasons.
+        why not), rows, levels (of a series: how many accepted ones the rows were brought to), metrics, decision (promoted, asked, kept) and its reasons.
 
     Raises:
         StoreError: the source is missing, or the database is out of reach.
@@ -76,7 +76,7 @@ def train(
             "started_from": version.metrics.get("started_from", "random weights"),
             "compiled": version.metrics.get("compiled", "no: it was fitted before versions were"),
             "rows": rest.height,
-            "levels": len(levels),
+            **({} if job.fit.series.time is None else {"levels": len(levels)}),
             "findings": [vars(finding) for finding in findings],
             **decision,
         }
