@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-_HELP_BLOCK = re.compile(r"(<!-- help: (?P<name>[\w-]*) -->\n```text\n)(?:.*?\n)??(```\n)", re.DOTALL)
+_HELP_BLOCK = re.compile(r"(<!-- help: (?P<name>[\w -]*?) -->\n```text\n)(?:.*?\n)??(```\n)", re.DOTALL)
 # A terminal of known width without colours, whatever this one is.
 _PLAIN = {"TERMINAL_WIDTH": "100", "COLUMNS": "100", "NO_COLOR": "1", "_TYPER_FORCE_DISABLE_TERMINAL": "1"}
 
