@@ -246,7 +246,7 @@ class SampleConfig(_Options):
     )
     copies: Literal["refuse", "redraw", "keep"] = Field(
         "refuse",
-        description="copies of training rows: an error if there are more than chance explains, none at all, or as they come",
+        description="copies of training rows: an error if there are more than chance explains and else no more than real rows have, none at all, or as they come",
     )
 
 
