@@ -230,7 +230,7 @@ class SampleConfig(_Options):
         32,
         ge=1,
         le=10_000,
-        description="noise levels visited; a table whose numbers are binned takes one for each column, and no more than this",
+        description="noise levels visited; a table whose numbers are binned takes as many as its columns need, and no more than this",
     )
     sampler: Literal["dpmpp_2m", "heun", "ddpm"] = Field(
         "dpmpp_2m",

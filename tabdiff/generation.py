@@ -191,9 +191,17 @@ class Generator:
     def encoded(self, condition: Condition, seed: int, strength: float = 1.0) -> Iterator[Float32[np.ndarray, "b w"]]:
         """Blocks of clean encoded rows, no value beyond what training showed."""
         layout, schedule = self.codec.layout, NoiseSchedule.of(self.bundle.model, self.bundle.tensors)
-        order = self.bundle.model.get("order", ())
         blocks = draw(
-            self.runtime, layout, schedule, condition, self.config, seed, strength, order=order, revealer=self._revealer
+            self.runtime,
+            layout,
+            schedule,
+            condition,
+            self.config,
+            seed,
+            strength,
+            order=self.bundle.model.get("order", ()),
+            ways=self.bundle.model.get("ways", ()),
+            revealer=self._revealer,
         )
         for block, windows in enumerate(blocks):
             x = windows[:, 0]
