@@ -208,10 +208,19 @@ class Generator:
             if layout.detail_units:
                 rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block, 1)))
                 uniform = rng.random((BLOCK_ROWS, len(layout.units)), dtype=np.float32)[: len(x)]
-                given = condition.given[block * BLOCK_ROWS :][: len(x), 0][:, layout.unit_of_slot]
-                x = np.where(given, x, self.codec.draw_details(x, uniform))
+                drawn = self.codec.draw_details(x, uniform)
+                given = condition.given[block * BLOCK_ROWS :][: len(x), 0]
+                x = np.where(given[:, layout.unit_of_slot], x, drawn) if given.any() else drawn
             self._on_drawn(len(x))
-            yield np.clip(x, *self.codec.bounds)
+            values = x[:, self._values]  # states are 0 or 1
+            x[:, self._values] = np.clip(values, *self.codec.bounds[:, self._values])
+            yield x
+
+    @cached_property
+    def _values(self) -> Int[np.ndarray, " values"]:
+        """Slots that hold more than 0 or 1."""
+        layout = self.codec.layout
+        return np.setdiff1d(np.arange(layout.model_width), layout.category_slots)
 
     @cached_property
     def _revealer(self) -> Revealer | None:

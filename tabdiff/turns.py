@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64, Int
 
-TOLERANCE = 0.02
-"""Nats a row that all shared steps together may cost; a detector with so little to go by is right in 55 % of the cases at most."""
+TOLERANCE = 0.005
+"""Nats a row that all shared steps together may cost; one who tells rows by that alone is right in 52.5 % of the cases at most (Pinsker)."""
 
 
 def share_steps(
@@ -37,7 +37,7 @@ def share_steps(
     cuts: list[Int[np.ndarray, " ends"]] = []
     ways: list[tuple[int, ...]] = []
     costs: list[float] = []
-    while not costs or costs[-1] > tolerance:
+    while len(ways) < count and (not costs or costs[-1] > tolerance):
         cuts.append((best[:, None] + cost).argmin(axis=0))
         best = (best[:, None] + cost).min(axis=0)
         ends = [count]
