@@ -26,7 +26,7 @@ from tabdiff.originals import CopyTest, Originals
 from tabdiff.restrictions import Restriction, marginal
 from tabdiff.revealing import Revealer
 from tabdiff.runtime import Runtime
-from tabdiff.sampling import BLOCK_ROWS, Condition, NoiseSchedule, draw
+from tabdiff.sampling import BLOCK_ROWS, Condition, NoiseSchedule, draw, several
 from tabdiff.schema import Column, Schema
 
 LEAST_ACCEPTANCE = 0.001
@@ -277,7 +277,7 @@ class Generator:
         if attempt:
             seed = int(np.random.SeedSequence(seed, spawn_key=(2**20, attempt)).generate_state(1, np.uint64)[0] >> 1)
         condition, cells, open_cells = self._condition(request, asked, seed)
-        canonical = pl.concat([self.decoded(x) for x in self.encoded(condition, seed, request.strength)])
+        canonical = pl.concat([self.decoded(x) for x in several(self.encoded(condition, seed, request.strength))])
         canonical = overlaid(canonical, cells, open_cells)
         mended = np.zeros(len(asked), bool)
         if request.rules or request.restrictions:

@@ -146,6 +146,14 @@ def draw(
         yield from np.split(done, np.cumsum([part.rows.stop - part.rows.start for part in masked])[:-1])
 
 
+def several(
+    blocks: Iterator[Float32[np.ndarray, "b w"]], count: int = 2 * _BLOCKS_AT_ONCE
+) -> Iterator[Float32[np.ndarray, "n w"]]:
+    """Some blocks at a time: what is done column by column takes a thousand rows as long as several thousand."""
+    while part := list(itertools.islice(blocks, count)):
+        yield np.concatenate(part)
+
+
 @dataclass(frozen=True)
 class _Masked:
     """Rows whose open categories are to be drawn.
