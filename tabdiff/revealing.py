@@ -85,7 +85,8 @@ class Revealer:
         names = np.broadcast_to(shown @ self._names[self.layout.category_slots], len(x)).copy()
         x, repeating = x.copy(), True
         flat, starts = x.reshape(-1), np.arange(len(x)) * x.shape[1]  # to pick from one axis is faster than from two
-        for step in range(int(when.max(initial=-1)) + 1):
+        last = int(when.max(initial=-1))
+        for step in range(last + 1):
             drawn = when == step
             rows = np.flatnonzero(drawn.any(axis=1))
             if not len(rows):
@@ -103,13 +104,14 @@ class Revealer:
                 if not found.all():
                     own, state, every = own[found], state[found], False
                 slot = unit.start + state
+                flat[(starts if every else starts[own]) + slot] = 1.0
+                if step == last:
+                    continue
+                if repeating:
+                    names[own] += self._names[slot]
                 if every:
-                    flat[starts + slot] = 1.0
-                    names += self._names.take(slot)
                     hidden += self._read.take(slot, axis=0)
                 else:
-                    flat[starts[own] + slot] = 1.0
-                    names[own] += self._names[slot]
                     hidden[own] += self._read[slot]
         return x
 
