@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
+import tabdiff
 from tabdiff.config import SampleConfig
 from tabdiff.layout import Layout, Unit
 from tabdiff.nn.assemble import likelihood_along
@@ -106,3 +108,23 @@ def test_rows_are_drawn_in_the_turns_and_given_ones_a_step_each():
     given = Condition(nothing.x.copy(), nothing.given.copy(), nothing.allowed)
     given.x[..., 2], given.given[..., 1] = 1.0, True
     assert abs(agreement(given, ((3,),)) - 0.9) < margin
+
+
+def test_a_fit_keeps_how_its_columns_share_steps_and_draws_so_after_loading(tmp_path):
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(4, size=(2, 5900))
+    third = np.where(rng.random(5900) < 0.95, first, rng.integers(4, size=5900))
+    frame = pl.DataFrame({name: values.astype(str) for name, values in zip("abc", (first, second, third), strict=True)})
+    options = {"train": {"steps": 150}, "network": {"width": 32}, "score": {"kernel_rows": 64, "turns": 1}}
+    model = tabdiff.fit(
+        frame.with_columns(pl.all().replace_strict(dict(zip("0123", "wxyz", strict=True)))),
+        tabdiff.FitConfig.model_validate(options),
+    )
+    assert len(model.bundle.model["ways"]) == 2  # of three columns two depend on each other
+    model.save(tmp_path / "model")
+    loaded = tabdiff.load(tmp_path / "model", runtime="torch")
+    rows = loaded.sample(3000)
+    assert rows.equals(model.sample(3000))
+    assert (rows["a"] == rows["c"]).mean() > 0.9
+    together = loaded.sample(3000, config=SampleConfig(steps=1, copies="keep"))
+    assert (together["a"] == together["c"]).mean() < 0.35
