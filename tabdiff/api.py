@@ -21,7 +21,7 @@ from tabdiff.flags import Rule
 from tabdiff.layout import Layout
 from tabdiff.memory import remember
 from tabdiff.model import Model
-from tabdiff.nn.assemble import build_denoiser, build_score, describe, report_of, scored_by_network
+from tabdiff.nn.assemble import build_denoiser, build_score, describe, likelihood_along, report_of, scored_by_network
 from tabdiff.nn.calibrate import Part, calibrate, turns
 from tabdiff.nn.processes import joined
 from tabdiff.nn.programs import Step
@@ -29,10 +29,12 @@ from tabdiff.nn.runtime import TorchRuntime, build_programs, resolve_device, thr
 from tabdiff.nn.train import TrainEvent, train
 from tabdiff.nn.transfer import begin_with
 from tabdiff.schema import Role, Schema
+from tabdiff.turns import share_steps
 
 MINIMUM_ROWS = 10
 _MAXIMUM_HELD_OUT = 10_000
 _STOPPING_ROWS = 64  # fewer say too little of when to stop
+_SHARED_ROWS = 2048  # held-out rows that say which columns may share a step
 _MICROSECONDS_A_DAY = 86_400_000_000
 
 
@@ -108,6 +110,8 @@ def _fit(
 
     denoiser, codec = part.denoiser, part.codec
     score = build_score(denoiser.cpu().eval(), codec, part.encoded, part.held_out, config)
+    shown = _windows(part.held_out, codec.layout, slice(_SHARED_ROWS))
+    ways = share_steps(likelihood_along(denoiser, *shown))[0] if denoiser.order else ()
     runtime = TorchRuntime(score, Step(denoiser), config.train.device)
     report = report_of(last, denoiser, len(part.encoded.x), len(part.held_out.x), len(calibration.normal))
     report["rows_per_day"] = rows_per_day
@@ -120,6 +124,7 @@ def _fit(
         calibration.to_json(),
         {
             **describe(denoiser, report),
+            "ways": ways,
             "sampling": remember(
                 schema, codec, conformed, *_learned_from(conformed, train_places, held_out_places, config), data, config
             ),

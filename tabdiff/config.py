@@ -230,7 +230,7 @@ class SampleConfig(_Options):
         32,
         ge=1,
         le=10_000,
-        description="noise levels visited; a table whose numbers are binned takes one for each column, and no more than this",
+        description="noise levels visited; a table whose numbers are binned takes as many as its columns need, and no more than this",
     )
     sampler: Literal["dpmpp_2m", "heun", "ddpm"] = Field(
         "dpmpp_2m",
@@ -246,7 +246,7 @@ class SampleConfig(_Options):
     )
     copies: Literal["refuse", "redraw", "keep"] = Field(
         "refuse",
-        description="copies of training rows: an error if there are more than chance explains, none at all, or as they come",
+        description="copies of training rows: an error if there are more than chance explains and else no more than real rows have, none at all, or as they come",
     )
 
 

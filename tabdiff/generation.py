@@ -22,11 +22,11 @@ from tabdiff.conditions import canonical_series, condition_on_cells, overlaid
 from tabdiff.config import SampleConfig
 from tabdiff.constraints import Sum, Unique
 from tabdiff.errors import ConfigError, SynthesisError
-from tabdiff.originals import Originals
+from tabdiff.originals import CopyTest, Originals
 from tabdiff.restrictions import Restriction, marginal
 from tabdiff.revealing import Revealer
 from tabdiff.runtime import Runtime
-from tabdiff.sampling import BLOCK_ROWS, Condition, NoiseSchedule, draw
+from tabdiff.sampling import BLOCK_ROWS, Condition, NoiseSchedule, draw, several
 from tabdiff.schema import Column, Schema
 
 LEAST_ACCEPTANCE = 0.001
@@ -45,7 +45,7 @@ class SampleReport:
         drawn: rows that were drawn for them.
         repaired: rows in which a constraint was mended.
         broken: for each rule, how many of the drawn rows broke it after repair.
-        copies: rows that equal a training row which occurs once; None if the model remembers no rows, or was not asked.
+        copies: rows that came out and equal a training row which occurs once; None if the model remembers no rows, or was not asked.
     """
 
     rows: int
@@ -150,7 +150,10 @@ class Generator:
             SchemaError: a given value was never seen in training.
             SynthesisError: hardly any row obeys, or there are more copies of training rows than chance explains.
         """
-        tests = self._tests(request)
+        tests, copy_test = self._tests(request), None
+        how = self.config.copies
+        if self.originals is not None and (how == "redraw" or (how == "refuse" and not request.own)):
+            copy_test = CopyTest(self.originals, none=how == "redraw")
         pending = np.arange(request.rows)
         accepted: list[tuple[Any, pl.DataFrame]] = []
         drawn = repaired = idle = attempt = 0
@@ -160,7 +163,7 @@ class Generator:
             asked = np.repeat(pending, width)
             frame, mended = self._attempt(request, asked, seed, attempt)
             bad = np.zeros(len(asked), bool)
-            canonical = self._canonical(frame) if tests else frame
+            canonical = self._canonical(frame) if tests or copy_test else frame
             for name, test in tests.items():
                 hit = test(frame, canonical)
                 broken[name] = broken.get(name, 0) + int(hit.sum())
@@ -170,6 +173,10 @@ class Generator:
                 hit = _repeats(rule, tables, frame, bad)
                 broken[str(rule)] = broken.get(str(rule), 0) + int(hit.sum())
                 bad |= hit
+            if copy_test is not None:
+                hit = copy_test.excess(canonical, ~bad, again=attempt > 0)
+                broken["copies of training rows"] = broken.get("copies of training rows", 0) + int(hit.sum())
+                bad |= hit
             keep, pending = _first_good(asked, bad, width)
             accepted.append((asked[keep], frame[keep]))
             drawn, repaired, attempt = drawn + len(asked), repaired + mended, attempt + 1
@@ -178,25 +185,42 @@ class Generator:
                 _give_up(request.rows - len(pending), drawn, idle, broken)
         place = np.argsort(np.concatenate([places for places, _ in accepted]), kind="stable")
         frame = pl.concat([table for _, table in accepted])[place]
-        report = SampleReport(request.rows, drawn, repaired, {k: v for k, v in broken.items() if v}, None)
-        return self._published(frame, request, report)
+        found = None if copy_test is None else copy_test.accepted
+        return frame, SampleReport(request.rows, drawn, repaired, {k: v for k, v in broken.items() if v}, found)
 
     def encoded(self, condition: Condition, seed: int, strength: float = 1.0) -> Iterator[Float32[np.ndarray, "b w"]]:
         """Blocks of clean encoded rows, no value beyond what training showed."""
         layout, schedule = self.codec.layout, NoiseSchedule.of(self.bundle.model, self.bundle.tensors)
-        order = self.bundle.model.get("order", ())
         blocks = draw(
-            self.runtime, layout, schedule, condition, self.config, seed, strength, order=order, revealer=self._revealer
+            self.runtime,
+            layout,
+            schedule,
+            condition,
+            self.config,
+            seed,
+            strength,
+            order=self.bundle.model.get("order", ()),
+            ways=self.bundle.model.get("ways", ()),
+            revealer=self._revealer,
         )
         for block, windows in enumerate(blocks):
             x = windows[:, 0]
             if layout.detail_units:
                 rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block, 1)))
                 uniform = rng.random((BLOCK_ROWS, len(layout.units)), dtype=np.float32)[: len(x)]
-                given = condition.given[block * BLOCK_ROWS :][: len(x), 0][:, layout.unit_of_slot]
-                x = np.where(given, x, self.codec.draw_details(x, uniform))
+                drawn = self.codec.draw_details(x, uniform)
+                given = condition.given[block * BLOCK_ROWS :][: len(x), 0]
+                x = np.where(given[:, layout.unit_of_slot], x, drawn) if given.any() else drawn
             self._on_drawn(len(x))
-            yield np.clip(x, *self.codec.bounds)
+            values = x[:, self._values]  # states are 0 or 1
+            x[:, self._values] = np.clip(values, *self.codec.bounds[:, self._values])
+            yield x
+
+    @cached_property
+    def _values(self) -> Int[np.ndarray, " values"]:
+        """Slots that hold more than 0 or 1."""
+        layout = self.codec.layout
+        return np.setdiff1d(np.arange(layout.model_width), layout.category_slots)
 
     @cached_property
     def _revealer(self) -> Revealer | None:
@@ -237,8 +261,6 @@ class Generator:
             tests["sums inside the training range"] = partial(_outside, [self.schema[name] for name in computed])
         if request.judge is not None:
             tests["the wanted rows"] = partial(_unwanted, request.judge)
-        if self.config.copies == "redraw" and self.originals is not None:
-            tests["copies of training rows"] = partial(_copied, self.originals)
         return tests
 
     @cached_property
@@ -255,7 +277,7 @@ class Generator:
         if attempt:
             seed = int(np.random.SeedSequence(seed, spawn_key=(2**20, attempt)).generate_state(1, np.uint64)[0] >> 1)
         condition, cells, open_cells = self._condition(request, asked, seed)
-        canonical = pl.concat([self.decoded(x) for x in self.encoded(condition, seed, request.strength)])
+        canonical = pl.concat([self.decoded(x) for x in several(self.encoded(condition, seed, request.strength))])
         canonical = overlaid(canonical, cells, open_cells)
         mended = np.zeros(len(asked), bool)
         if request.rules or request.restrictions:
@@ -316,23 +338,6 @@ class Generator:
         ]
         return min(found, key=lambda pair: pair[1].share, default=None)
 
-    def _published(
-        self, frame: pl.DataFrame, request: Request, report: SampleReport
-    ) -> tuple[pl.DataFrame, SampleReport]:
-        """Refuse more copies than chance explains. Rows that the user gave in part are the user's own."""
-        if self.originals is None or request.own or self.config.copies == "keep":
-            return frame, report
-        copies = int(self.originals.copies(self._canonical(frame)).sum())
-        report = SampleReport(report.rows, report.drawn, report.repaired, report.broken, copies)
-        if self.config.copies == "refuse" and self.originals.beyond_chance(copies, frame.height):
-            expected = 100 * self.originals.paired / self.originals.rows
-            raise SynthesisError(
-                f"samples must not copy training rows; {copies:,} of {frame.height:,} rows equal, in every column, a training row "
-                f"that occurs once ({100 * copies / frame.height:.2g} %; among real rows {expected:.2g} % have one equal). Fit with fewer steps or "
-                "on more rows; or draw with copies=redraw (none comes out) or copies=keep (they are published)."
-            )
-        return frame, report
-
 
 def _give_up(accepted: int, drawn: int, idle: int, broken: Mapping[str, int]) -> None:
     """An error instead of an endless loop."""
@@ -367,10 +372,6 @@ def _unwanted(judge: Judge, frame: pl.DataFrame, _: pl.DataFrame) -> Bool[np.nda
             f"where says of each row whether it is wanted; got shape {wanted.shape} for {frame.height} rows."
         )
     return ~wanted
-
-
-def _copied(originals: Originals, _: pl.DataFrame, canonical: pl.DataFrame) -> Bool[np.ndarray, " rows"]:
-    return originals.copies(canonical)
 
 
 def _first_good(

@@ -20,6 +20,8 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, UInt64
 
+from tabdiff.errors import SynthesisError
+
 MOST_ROWS = 200_000
 _NORMAL_95, _SIGNIFICANT = 1.959963984540054, 0.01
 
@@ -71,6 +73,19 @@ class Originals:
         _, high = _interval(self.paired / self.rows, self.rows)
         return _tail(copies, high * self.kept * rows) < _SIGNIFICANT
 
+    def in_excess(self, copies: Bool[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+        """Which copies are too many: rows up to and with such a one have more than as many real rows on average.
+
+        So whether a row stays does not depend on the rows behind it, and of copies that chance explains few go: a walk that
+        is pushed back at its mean.
+        """
+        share, stay = self.kept * self.paired / max(self.rows, 1), 0
+        excess = np.zeros(len(copies), bool)
+        for place in np.flatnonzero(copies).tolist():
+            excess[place] = stay + 1 > share * (place + 1)
+            stay += not excess[place]
+        return excess
+
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads."""
         text = base64.b64encode(self.digests.astype("<u8").tobytes()).decode("ascii")
@@ -88,6 +103,42 @@ class Originals:
         """Rebuild from `to_json`."""
         digests = np.frombuffer(base64.b64decode(values["digests"]), dtype="<u8").astype(np.uint64)
         return cls(tuple(values["columns"]), values["salt"], digests, values["kept"], values["rows"], values["paired"])
+
+
+class CopyTest:
+    """Judges the rows of one sample, attempt after attempt.
+
+    Args:
+        none: no copy comes out at all. Otherwise as many do as chance explains, and many more are an error.
+    """
+
+    def __init__(self, originals: Originals, none: bool) -> None:
+        self.originals, self.none = originals, none
+        self.accepted = 0  # copies that came out
+        self._rows = self._copies = 0
+
+    def excess(self, frame: pl.DataFrame, good: Bool[np.ndarray, " rows"], *, again: bool) -> Bool[np.ndarray, " rows"]:
+        """Which rows of a canonical frame must be drawn anew, of those that are good so far; `again` if they were before.
+
+        Raises:
+            SynthesisError: there are more copies than chance explains.
+        """
+        copies: Bool[np.ndarray, " rows"] = self.originals.copies(frame) & good
+        if self.none:
+            return copies
+        self._rows, self._copies = self._rows + int(good.sum()), self._copies + int(copies.sum())
+        if self.originals.beyond_chance(self._copies, self._rows):
+            expected = 100 * self.originals.paired / self.originals.rows
+            raise SynthesisError(
+                f"samples must not copy training rows; {self._copies:,} of {self._rows:,} rows equal, in every column, a training row "
+                f"that occurs once ({100 * self._copies / self._rows:.2g} %; among real rows {expected:.2g} % have one equal). Fit with fewer "
+                "steps or on more rows; or draw with copies=redraw (none comes out) or copies=keep (they are published)."
+            )
+        if again:  # what may stay was counted among the rows of the first attempt
+            return copies
+        excess = self.originals.in_excess(copies)
+        self.accepted += int((copies & ~excess).sum())
+        return excess
 
 
 def row_digests(frame: pl.DataFrame, columns: Sequence[str], salt: str) -> UInt64[np.ndarray, " rows"]:

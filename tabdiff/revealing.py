@@ -84,7 +84,9 @@ class Revealer:
         hidden = np.broadcast_to(self._start + known @ self._read, (len(x), len(self._start))).copy()
         names = np.broadcast_to(shown @ self._names[self.layout.category_slots], len(x)).copy()
         x, repeating = x.copy(), True
-        for step in range(int(when.max(initial=-1)) + 1):
+        flat, starts = x.reshape(-1), np.arange(len(x)) * x.shape[1]  # to pick from one axis is faster than from two
+        last = int(when.max(initial=-1))
+        for step in range(last + 1):
             drawn = when == step
             rows = np.flatnonzero(drawn.any(axis=1))
             if not len(rows):
@@ -102,10 +104,13 @@ class Revealer:
                 if not found.all():
                     own, state, every = own[found], state[found], False
                 slot = unit.start + state
-                x[own, slot] = 1.0
-                names[own] += self._names[slot]
+                flat[(starts if every else starts[own]) + slot] = 1.0
+                if step == last:
+                    continue
+                if repeating:
+                    names[own] += self._names[slot]
                 if every:
-                    hidden += self._read[slot]
+                    hidden += self._read.take(slot, axis=0)
                 else:
                     hidden[own] += self._read[slot]
         return x

@@ -18,6 +18,7 @@ from tabdiff.config import SampleConfig
 from tabdiff.layout import Layout
 from tabdiff.revealing import Revealer
 from tabdiff.runtime import Runtime
+from tabdiff.turns import turns_of
 
 # Every block of rows has its own generator, so a row does not depend on how many are asked for, nor on the chunk size.
 BLOCK_ROWS = 1024
@@ -101,6 +102,7 @@ def draw(
     strength: float = 1.0,
     *,
     order: Sequence[int] = (),
+    ways: Sequence[Sequence[int]] = (),
     revealer: Revealer | None = None,
 ) -> Iterator[Float32[np.ndarray, "b t w"]]:
     """Yield clean encoded windows, block after block, as many as the condition has rows.
@@ -111,6 +113,8 @@ def draw(
     Args:
         order: the categories of a table without Gaussian numbers, first drawn first; a random order for each row if empty, or if there are too few steps
             for a step each.
+        ways: how to cut that order into 1, 2, ... steps, as `tabdiff.turns` says; rows of which nothing is given are drawn so. The others take a step
+            for each category, as what is independent may not be so given other columns.
         revealer: draws them in place of the engine, the same states up to rounding.
     """
     total, length = condition.x.shape[:2]
@@ -120,10 +124,11 @@ def draw(
         for (start, rows), rng in zip(blocks, sources, strict=True):
             yield _denoise(runtime, layout, schedule, condition[start : start + rows], config, rng, length, strength)
         return
+    turns = turns_of(order, ways[min(config.steps, len(ways)) - 1]) if len(ways) else []
     together = _BLOCKS_AT_ONCE if revealer is not None else 1
     for first in range(0, len(blocks), together):
         masked = [
-            _masked(layout, condition, start, rows, config.steps, rng, strength, order)
+            _masked(layout, condition, start, rows, config.steps, rng, strength, order, turns)
             for (start, rows), rng in zip(
                 blocks[first : first + together], sources[first : first + together], strict=True
             )
@@ -139,6 +144,14 @@ def draw(
             allowed = allowed[:1]
         done = revealer.reveal(x[:, 0], when[:, 0], uniform[:, 0], allowed)[:, None]
         yield from np.split(done, np.cumsum([part.rows.stop - part.rows.start for part in masked])[:-1])
+
+
+def several(
+    blocks: Iterator[Float32[np.ndarray, "b w"]], count: int = 2 * _BLOCKS_AT_ONCE
+) -> Iterator[Float32[np.ndarray, "n w"]]:
+    """Some blocks at a time: what is done column by column takes a thousand rows as long as several thousand."""
+    while part := list(itertools.islice(blocks, count)):
+        yield np.concatenate(part)
 
 
 @dataclass(frozen=True)
@@ -167,18 +180,19 @@ def _masked(
     rng: np.random.Generator,
     strength: float,
     order: Sequence[int],
+    turns: Sequence[int],
 ) -> _Masked:
-    """What is open in these rows, and when each of it is drawn.
+    """What is open in these rows, and when each of it is drawn: in its turn where all is open.
 
-    One category of a row is drawn in a step while the steps suffice; more are shared out evenly. Categories drawn in the same
-    step are independent of each other, which is wrong where they depend on each other.
+    Otherwise one category of a row is drawn in a step while the steps suffice; more are shared out evenly. Categories drawn in the
+    same step are independent of each other, which is wrong where they depend on each other.
     """
     place = slice(start, start + rows)
     one = strength == 1 and not condition.x.strides[0] and not condition.given.strides[0]
     part, categories = condition[:1] if one else condition[place], list(layout.category_units)
     length = part.x.shape[1]
     # Drawn for a full block, so that the first rows of a block do not depend on how many follow.
-    times, turns, uniform = rng.random((3, BLOCK_ROWS, length, len(categories)), dtype=np.float32)[:, :rows]
+    times, ranks, uniform = rng.random((3, BLOCK_ROWS, length, len(categories)), dtype=np.float32)[:, :rows]
     x = np.where(part.given[..., layout.unit_of_slot], part.x, np.float32(0))
     if strength < 1:  # a category is masked at time t with probability t
         kept = np.zeros((rows, length, len(layout.units)), bool)
@@ -188,11 +202,13 @@ def _masked(
     open_ = (x @ members == 0).reshape(len(x), -1)
     # In a fixed order the same columns would always share a step, which may be those that depend on each other most.
     if len(order) and len(order) * length <= steps:
-        turns = np.tile(np.argsort(order).astype(np.float32), length)[None]
-    # Open categories by their turn, closed ones behind all of them.
-    ranks = np.argsort(np.argsort(np.where(open_, turns.reshape(len(turns), -1), np.float32(np.inf)), axis=1), axis=1)
+        ranks = np.tile(np.argsort(order).astype(np.float32), length)[None]
+    # Open categories by their rank, closed ones behind all of them.
+    ranks = np.argsort(np.argsort(np.where(open_, ranks.reshape(len(ranks), -1), np.float32(np.inf)), axis=1), axis=1)
     count = np.maximum(open_.sum(axis=1, keepdims=True), 1)
     when = np.where(open_, np.where(count > steps, ranks * steps // count, ranks), -1).astype(np.int16)
+    if turns:
+        when = np.where(open_.all(axis=1, keepdims=True), np.tile(np.array(turns, np.int16), length), when)
     when = np.broadcast_to(when.reshape(-1, length, len(categories)), uniform.shape)
     return _Masked(place, np.broadcast_to(x, (rows, *x.shape[1:])), when, uniform)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -15,7 +16,7 @@ from tabdiff import FitConfig, Model, SampleConfig
 from tabdiff.constraints import Among, Combinations, Order, Range, Sum, Unique
 from tabdiff.errors import ConfigError, SchemaError, SynthesisError
 from tabdiff.generation import SampleReport
-from tabdiff.originals import Originals, _tail, row_digests
+from tabdiff.originals import Originals
 from tabdiff.restrictions import parse_given
 
 ROWS = 1500
@@ -271,38 +272,6 @@ def test_missing_values_are_synthesised_or_filled(model, real):
     assert filled["rating"].dtype == real["rating"].dtype
 
 
-def test_digests_are_equal_if_and_only_if_rows_are():
-    frame = pl.DataFrame({"a": [0.0, -0.0, 1.0, None], "b": ["x", "x", "x", None], "c": [1, 1, 1, 1]})
-    digests = row_digests(frame, frame.columns, "salt")
-    assert digests[0] == digests[1]
-    assert len(set(digests.tolist())) == 3
-    assert not set(digests) & set(row_digests(frame, frame.columns, "other salt"))
-    swapped = pl.DataFrame({"a": [1, 2], "b": [2, 1]})
-    assert len(set(row_digests(swapped, ["a", "b"], "").tolist())) == 2
-    assert row_digests(pl.DataFrame({"a": [1.5], "b": ["é"]}), ["a", "b"], "s").tolist() == [237529533424025845]
-
-
-def test_copies_are_counted_against_what_chance_explains():
-    rng = np.random.default_rng(0)
-    wide = pl.DataFrame({"x": rng.normal(size=2000), "y": rng.normal(size=2000)})
-    memory = Originals.from_json(Originals.of(wide[:1500], wide[1500:], wide.columns, "s").to_json())
-    assert memory.copies(wide).tolist() == [True] * 1500 + [False] * 500
-    assert memory.beyond_chance(20, 1000)
-    assert not memory.beyond_chance(0, 1000)
-    assert not memory.beyond_chance(1, 10)  # one coincidence proves nothing
-    few = pl.DataFrame({"x": rng.integers(0, 60, 2000), "y": rng.integers(0, 60, 2000)})
-    chance = Originals.of(few[:1500], few[1500:], few.columns, "s")
-    fresh = pl.DataFrame({"x": rng.integers(0, 60, 2000), "y": rng.integers(0, 60, 2000)})
-    assert chance.copies(fresh).sum() > 0
-    assert not chance.beyond_chance(int(chance.copies(fresh).sum()), 2000)
-    assert chance.beyond_chance(1500, 2000)
-
-
-@pytest.mark.parametrize(("count", "mean"), [(0, 0.3), (1, 0.1), (3, 2.5), (40, 25.0), (150, 120.0), (90, 120.0)])
-def test_the_tail_of_chance_is_that_of_poisson(count: int, mean: float) -> None:
-    assert _tail(count, mean) == pytest.approx(stats.poisson.sf(count - 1, mean), abs=2e-3)
-
-
 def test_a_sample_of_copies_is_refused_or_drawn_anew(model, monkeypatch):
     usual = model.sample(200)
     memory = Originals.of(model.schema.conform(usual), model.schema.conform(usual[:2]), model.codec.columns, "s")
@@ -313,6 +282,21 @@ def test_a_sample_of_copies_is_refused_or_drawn_anew(model, monkeypatch):
     fresh = model.sample(200, config=SampleConfig(copies="redraw"))
     assert not memory.copies(model.schema.conform(fresh)).any()
     assert_frame_equal(model.sample(200, config=SampleConfig(copies="keep")), usual)
+
+
+def test_copies_in_excess_are_drawn_anew_and_other_rows_stay(model, monkeypatch):
+    usual = model.sample(200, config=SampleConfig(copies="keep"))
+    known = model.schema.conform(usual[60:200:28])
+    memory = replace(Originals.of(known, known[:0], model.codec.columns, "s"), rows=3000, paired=30)  # 1 in 100
+    sampling = {**model.bundle.model["sampling"], "originals": memory.to_json()}
+    monkeypatch.setitem(model.bundle.model, "sampling", sampling)
+    rows, report = drawn(model, 200)
+    assert (report.copies, report.broken["copies of training rows"]) == (1, 4)
+    changed = usual.with_row_index().join(
+        rows.with_row_index(), on=["index", *rows.columns], how="anti", nulls_equal=True
+    )
+    assert changed["index"].to_list() == [60, 88, 144, 172]
+    assert_frame_equal(model.sample(100), rows[:100])
 
 
 def test_a_model_without_memory_remembers_no_rows(real):

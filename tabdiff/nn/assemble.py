@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Float64
 
 from tabdiff.codec import Codec, Encoded
 from tabdiff.config import FitConfig
@@ -85,6 +85,22 @@ def drawing_order(layout: Layout, x: Float32[np.ndarray, "n w"]) -> tuple[int, .
         share = x[:, layout.units[index].slots].mean(axis=0, dtype=np.float64)
         entropy.append(-float((share * np.log(np.maximum(share, 1e-300))).sum()))
     return tuple(np.argsort(-np.array(entropy), kind="stable").tolist())
+
+
+@torch.no_grad()
+def likelihood_along(
+    denoiser: Denoiser, x: Float32[torch.Tensor, "n 1 w"], present: Bool[torch.Tensor, "n 1 u"]
+) -> Float64[np.ndarray, "k k"]:
+    """Mean log-likelihood of category j of the denoiser's order, the first i of which are shown, at [i, j]; cells that are absent count nothing."""
+    order, blocks = list(denoiser.order), denoiser.process.blocks
+    counted = present[:, 0, blocks.units].to(x.dtype)
+    found = np.zeros((len(order), len(order)))
+    for known in range(len(order)):
+        shown = torch.zeros(len(x), 1, len(order), device=x.device)
+        shown[..., order[:known]] = 1.0
+        log_probability = denoiser.estimate(x * blocks.spread(shown), torch.ones(len(x), device=x.device))[1]
+        found[known] = ((blocks.total(x * log_probability)[:, 0] * counted).mean(0))[order].double().cpu().numpy()
+    return found
 
 
 def scored_by_network(config: FitConfig) -> bool:
