@@ -9,7 +9,7 @@ they used to, is suspected for that: stuck values are too smooth to stand out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ _LASTING = 0.1  # what counts of a spell that differs from normal time, though n
 _STRIDE = 4  # places from one spell to the next
 _LEAST_LEVEL, _LEAST_SCATTER = 0.1, 0.1  # of few held-out windows some are alike by chance
 _LEAST_WEIGHT = 3.0
+_WHOLE = 0.1  # what a whole window counts, beside a spell
+_UNSEEN = 0.5  # by how much windows of different stretches differ (logarithm), until several stretches tell
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Habits:
         scatter: standard deviation of its logarithm within a stretch.
         surprise: of one unchanged reading, in nats: minus the logarithm of how often readings stay the same.
         calm: the largest share of a spell that readings stayed the same.
-        highest: the largest suspicion.
+        highest: the largest suspicion of a spell, and a little more.
+        long_level, long_scatter: mean and standard deviation of the logarithm of the evidence of a window, within stretches and between them.
     """
 
     level: Float64[np.ndarray, " c"]
@@ -40,6 +43,8 @@ class Habits:
     surprise: Float64[np.ndarray, " c"]
     calm: Float64[np.ndarray, " c"]
     highest: Float64[np.ndarray, " c"]
+    long_level: Float64[np.ndarray, " c"]
+    long_scatter: Float64[np.ndarray, " c"]
 
     @classmethod
     def fit(
@@ -51,38 +56,43 @@ class Habits:
             stretches: evidence for each place and sensor, and whether its reading is that of the place before.
             window, steps: places in a window, and in what evidence looks at.
         """
-        logs = [np.log(np.maximum(_spells(evidence), _LEAST_LEVEL)) for evidence, _ in stretches]
+        logs = [np.log(np.maximum(_means(evidence, _SPELL), _LEAST_LEVEL)) for evidence, _ in stretches]
+        whole = [np.log(np.maximum(_means(evidence, window // 2), _LEAST_LEVEL)) for evidence, _ in stretches]
+        middles = np.array([each.mean(axis=0) for each in whole])
+        between = (((middles - middles.mean(axis=0)) ** 2).sum(axis=0) + _UNSEEN**2) / len(middles)
         places = sum(len(unchanged) for _, unchanged in stretches)
         same = np.sum([unchanged.sum(axis=0) for _, unchanged in stretches], axis=0)
+        scatter = np.mean([each.std(axis=0) for each in logs], axis=0) + _LEAST_SCATTER
         habits = cls(
             np.exp(np.mean([each.mean(axis=0) for each in logs], axis=0)),
-            np.mean([each.std(axis=0) for each in logs], axis=0) + _LEAST_SCATTER,
+            scatter,
             -np.log((same + 1) / (places + 2)),
-            np.max([_spells(unchanged.astype(np.float64)).max(axis=0) for _, unchanged in stretches], axis=0),
-            np.zeros(len(same)),
+            np.max([_means(unchanged.astype(np.float64), _SPELL).max(axis=0) for _, unchanged in stretches], axis=0),
+            np.ones(len(same)),
+            middles.mean(axis=0),
+            np.sqrt(np.mean([each.var(axis=0) for each in whole], axis=0) + between) + _LEAST_SCATTER / 2,
         )
         found = [
             habits.suspicion(evidence, unchanged, np.arange(window // 4, len(evidence), window // 2), window, steps)
             for evidence, unchanged in stretches
         ]
-        return cls(habits.level, habits.scatter, habits.surprise, habits.calm, np.concatenate(found).max(axis=0))
+        highest = np.concatenate(found).max(axis=0) + _LEAST_WEIGHT
+        return replace(habits, highest=highest)
 
     @classmethod
     def from_json(cls, calibration: Mapping[str, Any]) -> Habits:
-        """Of a stored calibration. Models of earlier versions know level and scatter (of longer spells) only."""
+        """Of a stored calibration. Models of earlier versions know the level and scatter of windows only."""
+        known = calibration.get("habits")
+        if known is not None:
+            return cls(**{name: np.asarray(values, dtype=np.float64) for name, values in known.items()})
         level = np.asarray(calibration["usual"], dtype=np.float64)
         nothing = np.zeros(len(level))
-        known = calibration.get("habits", {})
-        return cls(
-            level,
-            np.asarray(calibration.get("scatter", nothing + 1.0), dtype=np.float64),
-            *(np.asarray(known.get(name, nothing), dtype=np.float64) for name in ("surprise", "calm", "highest")),
-        )
+        scatter = np.asarray(calibration.get("scatter", nothing + 1.0), dtype=np.float64)
+        return cls(level, scatter, nothing, nothing, nothing + _LEAST_WEIGHT, np.log(np.maximum(level, 1e-12)), scatter)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` reads them."""
-        more = {name: getattr(self, name).tolist() for name in ("surprise", "calm", "highest")}
-        return {"usual": self.level.tolist(), "scatter": self.scatter.tolist(), "habits": more}
+        return {"habits": {field.name: getattr(self, field.name).tolist() for field in fields(self)}}
 
     def weigh(
         self,
@@ -92,9 +102,13 @@ class Habits:
         window: int,
         steps: int,
     ) -> Float64[np.ndarray, "n c"]:
-        """How much each sensor is suspected at each of N places, beside the most that it is in normal time."""
-        found = self.suspicion(evidence, unchanged, places, window, steps)
-        return np.asarray(found / (_LEAST_WEIGHT + self.highest))
+        """How much each sensor is suspected at each of N places: of a spell, beside the most that it is in normal time; and of the whole window."""
+        found = self.suspicion(evidence, unchanged, places, window, steps) / self.highest
+        reach, total = min(window // 2, far_of(window, steps)), _sums(evidence)
+        begin, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(evidence))
+        mean = (total[end] - total[begin]) / (end - begin)[:, None]
+        above = np.maximum(np.log(np.maximum(mean, _LEAST_LEVEL)) - self.long_level, 0.0) / self.long_scatter
+        return np.asarray(found + _WHOLE * above**2)
 
     def suspicion(
         self,
@@ -146,8 +160,8 @@ def _sums(values: Float64[np.ndarray, "k c"]) -> Float64[np.ndarray, "k+1 c"]:
     return np.pad(np.cumsum(values, axis=0), ((1, 0), (0, 0)))
 
 
-def _spells(values: Float64[np.ndarray, "k c"]) -> Float64[np.ndarray, "k c"]:
+def _means(values: Float64[np.ndarray, "k c"], reach: int) -> Float64[np.ndarray, "k c"]:
     """Means over the places around each."""
     total, places = _sums(values), np.arange(len(values))
-    begin, end = np.maximum(places - _SPELL, 0), np.minimum(places + _SPELL + 1, len(values))
+    begin, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
     return np.asarray((total[end] - total[begin]) / (end - begin)[:, None])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
@@ -44,9 +46,22 @@ def test_suspicion_is_the_sum_written_out(habits: Habits) -> None:
                 stuck = max(unchanged[inside, sensor].mean() - habits.calm[sensor], 0) * habits.surprise[sensor]
                 most = max(most, (max(np.log(mean / base), 0) + 0.1) * above + stuck)
             assert row[sensor] == pytest.approx(most)
-    assert habits.highest.max() > 0
+    assert habits.highest.min() > 3
     weight = habits.weigh(evidence, unchanged, places, WINDOW, STEPS)
-    assert weight == pytest.approx(found / (3 + habits.highest))
+    windows = np.array([evidence[max(k - reach, 0) : k + reach + 1].mean(axis=0) for k in places])
+    above = np.maximum(np.log(windows) - habits.long_level, 0) / habits.long_scatter
+    assert weight == pytest.approx(found / habits.highest + 0.1 * above**2)
+
+
+def test_windows_are_as_uncertain_as_stretches_differ(habits: Habits) -> None:
+    differ = [
+        (evidence * factor, same)
+        for factor, (evidence, same) in zip((1, 3, 9), (recorded(300, seed) for seed in range(3)), strict=True)
+    ]
+    found = Habits.fit(differ, WINDOW, STEPS)
+    assert found.long_scatter == pytest.approx(np.log(3) * np.sqrt(2 / 3), rel=0.2)
+    assert (habits.long_scatter < 0.5 * found.long_scatter).all()
+    assert habits.scatter == pytest.approx(found.scatter, rel=0.3)
 
 
 def test_a_short_fault_counts_for_more_than_a_sensor_that_is_out_of_the_ordinary_all_the_time(habits: Habits) -> None:
@@ -81,9 +96,9 @@ def test_what_lies_farther_than_a_stream_knows_changes_nothing(habits: Habits) -
 def test_habits_are_stored_and_those_of_earlier_models_are_read(habits: Habits) -> None:
     stored = habits.to_json()
     again = Habits.from_json(stored)
-    for name in ("level", "scatter", "surprise", "calm", "highest"):
-        assert np.array_equal(getattr(again, name), getattr(habits, name))
-    earlier = Habits.from_json({"usual": stored["usual"], "scatter": stored["scatter"]})
+    for field in fields(Habits):
+        assert np.array_equal(getattr(again, field.name), getattr(habits, field.name))
+    earlier = Habits.from_json({"usual": habits.level.tolist(), "scatter": habits.scatter.tolist()})
     assert np.array_equal(earlier.level, habits.level)
     evidence, unchanged = recorded(200, 13)
     evidence[90:110, 2] *= 5
