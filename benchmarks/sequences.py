@@ -280,7 +280,8 @@ def judge_imputation(data: Data, seed: int, steps: int, train: dict[str, object]
     cut = int(0.8 * rows.height)
     first, rest = rows[:cut], rows[cut:]
     started = time.process_time()
-    config = {"series": {"time": data.time, "window": data.length}, "train": {"seed": seed, **train}}
+    series = {"time": data.time, "window": data.length, "calendar": data.calendar}
+    config = {"series": series, "train": {"seed": seed, **train}}
     model = tabdiff.fit_series(first, tabdiff.FitConfig.model_validate(config))
     print(f"\nimputation, fitted in {time.process_time() - started:.0f} CPU-s, {draws} draws of {steps} steps")
     mean, scale = (np.array([getattr(first[c], f)() for c in data.channels]) for f in ("mean", "std"))

@@ -5,7 +5,8 @@
 
 DATA as for series.py, or one table. A fit plants 24 faults of single sensors, six kinds, into time that it held out, and counts those that
 score above everything in the same time without them; windowed principal components look at the same faults by the same rule. A fault is findable if a matched filter
-that knows it finds it.
+that knows it finds it. Where another sensor is named, it is one that the same place names without the fault (anyway), or one that goes with
+the broken one (alike). --size makes spikes, drifts and noise larger or smaller by a factor.
 """
 
 from __future__ import annotations
@@ -20,11 +21,20 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from tabdiff import fit_series
+from tabdiff import fit_series, planting
 from tabdiff.config import validate_fit_config
 
 NOT_SENSORS = {"timestamp", "label", "unit", "cycle", "t"}
-MEASURES = ("found", "control", "findable", "found_of_findable", "sensor_first", "sensor_first_of_findable")
+MEASURES = (
+    "found",
+    "control",
+    "findable",
+    "found_of_findable",
+    "sensor_first",
+    "sensor_first_of_findable",
+    "anyway",
+    "alike",
+)
 
 
 def recordings(data: Path, families: list[str]) -> Iterator[tuple[str, pl.DataFrame]]:
@@ -62,6 +72,8 @@ def faults(data: Path, families: list[str], seeds: list[int], out: Path | None) 
         "found_of_findable": pl.col("findable"),
         "sensor_first": pl.col("found"),
         "sensor_first_of_findable": pl.col("found") * pl.col("findable"),
+        "anyway": pl.col("found"),
+        "alike": pl.col("found"),
     }
     print(
         pl.DataFrame(rows, infer_schema_length=None)
@@ -99,11 +111,14 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--families", nargs="+", default=["skab", "tep"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--size", type=float, default=1.0)
     parser.add_argument("--cost", type=int, default=None)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.cost:
         cost(options.cost)
+    for kind in planting.SIZES:
+        planting.SIZES[kind] *= options.size
     if options.data:
         faults(options.data, options.families, options.seeds, options.out)
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int
+from jaxtyping import Bool, Float32, Float64, Int
 
 from tabdiff.codec import Codec
 from tabdiff.codes import NumberCode
@@ -31,21 +31,10 @@ class Expectation:
         codec: how places become arrays.
         tensors: of the bundle.
         spans: of the scoring program; the longest that is not averaged is used.
-        usual: (C,) evidence for each sensor in held-out normal time; some are unruly by nature.
-        scatter: (C,) standard deviation of the logarithm of its mean over a window; None in models of earlier versions.
     """
 
-    def __init__(
-        self,
-        codec: Codec,
-        tensors: Mapping[str, np.ndarray],
-        spans: Sequence[Span],
-        usual: Sequence[float] | None = None,
-        scatter: Sequence[float] | None = None,
-    ) -> None:
+    def __init__(self, codec: Codec, tensors: Mapping[str, np.ndarray], spans: Sequence[Span]) -> None:
         self.codec = codec
-        self.usual = np.ones(len(codec.columns)) if usual is None else np.asarray(usual, dtype=np.float64)
-        self.scatter = None if scatter is None else np.asarray(scatter, dtype=np.float64)
         span = [span for span in spans if span.pool == 1][-1]
         self.steps = span.length
         prefix = f"score.windows.{span.name}"
@@ -59,6 +48,11 @@ class Expectation:
     def width(self) -> int:
         """R: slots of a place."""
         return len(self.codec.layout.view_columns)
+
+    @property
+    def evidence_steps(self) -> int:
+        """Places that the evidence of a place looks at."""
+        return min(self.steps, _EVIDENCE_STEPS)
 
     @cached_property
     def _slots(self) -> dict[str, int]:
@@ -100,8 +94,7 @@ class Expectation:
         With u = P (x - mean) the squared distance falls by u_c' P_cc^-1 u_c when sensor c is left out: a fault of one sensor
         pulls all that depend on it, but only leaving out the broken one makes the rest fit (reconstruction-based
         contribution, Alcala & Qin 2009). P is that of a few steps under more noise than expectations have: a covariance
-        of few recorded windows has directions of no variance, in which any difference would count without end. In units of
-        what the sensor shows in normal time.
+        of few recorded windows has directions of no variance, in which any difference would count without end.
         """
         steps, owner, precision, inverses = self._parts
         mean = self._mean[: steps * self.width]
@@ -114,17 +107,13 @@ class Expectation:
             for column, inverse in enumerate(inverses):
                 part = pull[:, owner == column]
                 found[some, column] = np.einsum("ns,st,nt->n", part, inverse, part, optimize=True)
-        return np.maximum(found, 0.0) / self.usual
+        return np.maximum(found, 0.0)
 
-    def weigh(self, evidence: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
-        """What the mean evidence of windows says against each sensor: how many of its own deviations it lies above normal, squared.
-
-        Three times the usual evidence is much for a sensor whose evidence hardly changes, and little for one that is now calm, now
-        restless.
-        """
-        if self.scatter is None:
-            return evidence
-        return np.asarray(np.maximum(np.log(evidence + 1e-12) / self.scatter, 0.0) ** 2)
+    def unchanged(self, raw: Float64[np.ndarray, "k r"]) -> Bool[np.ndarray, "k c"]:
+        """Whether each of C sensors has the reading of the place before; the first place has none."""
+        owner = np.asarray(self.codec.layout.view_columns)
+        same = np.vstack([np.zeros((1, self.width), dtype=bool), raw[1:] == raw[:-1]])[: len(raw)]
+        return np.stack([same[:, owner == column].all(axis=1) for column in range(len(self.codec.columns))], axis=1)
 
     def surprise(
         self, fault: Float64[np.ndarray, "l r"], normal: Float64[np.ndarray, "k r"], place: int
@@ -154,7 +143,7 @@ class Expectation:
     @cached_property
     def _parts(self) -> tuple[int, Any, Any, list[Any]]:
         """Steps, the column of each slot, the precision under evidence's noise, and for each column P_cc^-1."""
-        steps = min(self.steps, _EVIDENCE_STEPS)
+        steps = self.evidence_steps
         size = steps * self.width
         variance = _RIDGE**2 / self._keep - _RIDGE**2
         covariance = ((self._axes * variance) @ self._axes.T)[:size, :size]

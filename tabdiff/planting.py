@@ -12,7 +12,7 @@ from jaxtyping import Float64
 
 KINDS = ("spike", "drift", "stuck", "noise", "decorrelation", "shift")
 _LENGTH = {"spike": 2, "drift": 48, "stuck": 48, "noise": 24, "decorrelation": 48, "shift": 48}
-_SIZE = {"spike": 6.0, "drift": 3.0, "noise": 1.5}  # in standard deviations of the sensor
+SIZES = {"spike": 6.0, "drift": 3.0, "noise": 1.5}  # in standard deviations of the sensor
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Plant:
         here = slice(self.start, self.start + self.length)
         sign = rng.choice([-1.0, 1.0])
         if self.kind == "spike":
-            broken[here] += sign * _SIZE["spike"] * deviation
+            broken[here] += sign * SIZES["spike"] * deviation
         elif self.kind == "drift":
-            broken[here] += sign * _SIZE["drift"] * deviation * np.linspace(0, 1, self.length)
+            broken[here] += sign * SIZES["drift"] * deviation * np.linspace(0, 1, self.length)
         elif self.kind == "stuck":
             broken[here] = values[self.start]
         elif self.kind == "noise":
-            broken[here] += rng.normal(0, _SIZE["noise"] * deviation, self.length)
+            broken[here] += rng.normal(0, SIZES["noise"] * deviation, self.length)
         else:
             # Another stretch of the same sensor: anywhere for a lost correlation, a few places away for a lost clock.
             far = len(values) - self.length

@@ -5,14 +5,16 @@ Neighbouring places are alike, so what is held out is several windows long, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float32
 
+from tabdiff.attribution import Habits
 from tabdiff.calibration import Calibration
 from tabdiff.codec import Codec
 from tabdiff.columns import Kind
@@ -27,15 +29,14 @@ from tabdiff.rhythm import Readings, refit_rhythm
 from tabdiff.schema import Schema
 from tabdiff.series import Recording
 from tabdiff.series_check import WindowedPca, plant_and_look, summary
-from tabdiff.series_scoring import TrackScorer, judge_places
+from tabdiff.series_scoring import PlaceErrors, TrackScorer, judge_places, track_errors
 from tabdiff.tracks import Plan, Track
 from tabdiff.windows import Span, cut, runs_of, window_starts
 
 _STRETCH = 4  # windows in a stretch that is held out
 _TURNS = 5  # parts of time that are held out in turn ...
 _TURNS_BELOW = 50_000  # ... below so many places; above, one part is enough
-_THINNED = 4  # of so many neighbouring places one says what evidence is usual
-_LEAST_SCATTER = 0.1  # of logarithms: of few held-out windows some are alike by chance
+_HABITS = 16_384  # places of held-out time, about, that say what evidence is usual
 _PLANTS = 4  # faults of each kind
 MOST_WINDOWS = 8192  # that programs are fitted to; drawn at random
 
@@ -133,7 +134,7 @@ def calibrate(
 
     p-values count places. The threshold counts peaks of stretches of one window, which are more nearly independent.
     """
-    found: list[Any] = []
+    found: list[_Stretch] = []
     trial: Any = None
     whole = plan
     for held in folds:
@@ -149,26 +150,18 @@ def calibrate(
             continue
         score = build_window_score(_unlearned(codec), codec, windows, spans)
         runtime = TorchRuntime(score, Step(score.denoiser), "cpu")
-        usual: list[Any] = []
         tensors = {f"score.{name}": value.numpy() for name, value in score.state_dict().items()}
         expectation = Expectation(codec, tensors, spans)
         trial = trial or (plan, codec, runtime, expectation, windows, held)
-        for track, mine in zip(tracks, held, strict=True):
+        for index, (track, mine) in enumerate(zip(tracks, held, strict=True)):
             for start, end in runs_of(mine):
                 if end - start < window:
                     continue
-                scorer = TrackScorer(runtime, spans, window, len(codec.columns), 0)
                 part = slice(start, end)
-                parts = [scorer.push(track.x[part], track.present[part], track.recorded[part]), scorer.finish()]
+                scorer = TrackScorer(runtime, spans, window, len(codec.columns), 0)
+                parts = list(track_errors(scorer, track.x[part], track.present[part], track.recorded[part]))
                 if any(each.judged.any() for each in parts):
-                    found.append((parts, track.x[part], expectation))
-                    raw = expectation.raw(track.x[part])
-                    evidence = expectation.evidence(raw, np.arange(0, len(raw), _THINNED))
-                    usual.append(np.log(_over_windows(evidence, window // _THINNED) + 1e-9))
-        if usual:
-            logs = np.concatenate(usual)
-            expectation.usual = np.exp(logs.mean(axis=0))
-            expectation.scatter = logs.std(axis=0) + _LEAST_SCATTER
+                    found.append(_Stretch((index, start), parts, track.x[part], expectation))
     if not found:
         raise SchemaError(
             [
@@ -180,36 +173,52 @@ def calibrate(
                 )
             ]
         )
-    errors = np.concatenate([each.errors[each.judged] for parts, _, _ in found for each in parts])
+    errors = np.concatenate([each.errors[each.judged] for stretch in found for each in stretch.parts])
     views = [span.name for span in spans]
     samples = [errors[~np.isnan(errors[:, view, 0]), view] for view in range(len(views))]
     calibration = Calibration.fit(views, samples, [1.0] * len(views))
-    plain = replace(calibration, normal=(np.inf,))  # nothing is unusual yet
-    scores = [judge_places(plain, expectation, parts, x, window)[0] for parts, x, expectation in found]
+    scores = [judge_places(calibration, each.expectation, None, each.parts, each.x, window)[0] for each in found]
     scores = [each[~np.isnan(each)] for each in scores]
     normal = np.sort(np.concatenate(scores))
     blocks = np.sort([each[i : i + window].max() for each in scores for i in range(0, len(each), window)])
     calibration = replace(calibration, normal=tuple(normal.tolist()))
-    every = list({id(each): each for _, _, each in found}.values())
-    stored = {**calibration.to_json(), "blocks": blocks.tolist()}
-    stored["usual"] = np.exp(np.mean([np.log(each.usual) for each in every], axis=0)).tolist()
-    stored["scatter"] = np.mean([each.scatter for each in every], axis=0).tolist()
-    planted = _plant(recordings, schema, calibration, trial, spans, window, seed)
-    return stored, planted
+    # Habits of the sensors in the very time that faults are planted into would tell them from it.
+    stored = {**calibration.to_json(), "blocks": blocks.tolist(), **_habits(found, window).to_json()}
+    _, index, start, _ = _longest(trial[-1])
+    others = [each for each in found if each.begin != (index, start)] or found
+    return stored, _plant(recordings, schema, calibration, _habits(others, window), trial, spans, window, seed)
 
 
-def _over_windows(evidence: Float64[np.ndarray, "k c"], length: int) -> Float64[np.ndarray, "k c"]:
-    """Means over the places around each."""
-    total = np.pad(np.cumsum(evidence, axis=0), ((1, 0), (0, 0)))
-    places = np.arange(len(evidence))
-    begin, end = np.maximum(places - length // 2, 0), np.minimum(places + length // 2 + 1, len(evidence))
-    return np.asarray((total[end] - total[begin]) / (end - begin)[:, None])
+@dataclass(frozen=True)
+class _Stretch:
+    """Held-out time: where it begins (recording, place), errors of its places, what they hold, and what the rest of the time leads to expect."""
+
+    begin: tuple[int, int]
+    parts: Sequence[PlaceErrors]
+    x: Float32[np.ndarray, "k w"]
+    expectation: Expectation
+
+
+def _habits(found: Sequence[_Stretch], window: int) -> Habits:
+    """Of some of the stretches, evenly spread, if there are many."""
+    some = found[:: math.ceil(sum(len(each.x) for each in found) / _HABITS)]
+    seen = []
+    for each in some:
+        raw = each.expectation.raw(each.x)
+        seen.append((each.expectation.evidence(raw, np.arange(len(raw))), each.expectation.unchanged(raw)))
+    return Habits.fit(seen, window, found[0].expectation.evidence_steps)
+
+
+def _longest(held: Sequence[Bool[np.ndarray, " k"]]) -> tuple[int, int, int, int]:
+    """Length, recording, start and end of the longest stretch that is held out."""
+    return max((end - start, index, start, end) for index, mine in enumerate(held) for start, end in runs_of(mine))
 
 
 def _plant(
     recordings: Sequence[Recording],
     schema: Schema,
     calibration: Calibration,
+    habits: Habits,
     trial: Any,
     spans: tuple[Span, ...],
     window: int,
@@ -219,8 +228,7 @@ def _plant(
     plan, codec, runtime, expectation, windows, held = trial
     raw = codec.layout.view("raw")
     control = WindowedPca(windows[..., raw])
-    runs = [(end - start, index, start, end) for index, mine in enumerate(held) for start, end in runs_of(mine)]
-    _, index, start, end = max(runs)
+    _, index, start, end = _longest(held)
     recording = _part(recordings[index], start, end)
 
     def encoded(frame: pl.DataFrame, begin: int) -> Track:
@@ -232,8 +240,8 @@ def _plant(
     def judge(frame: pl.DataFrame, begin: int) -> tuple[Any, Any]:
         track = encoded(frame, begin)
         scorer = TrackScorer(runtime, spans, window, len(codec.columns), 0)
-        parts = [scorer.push(track.x, track.present, track.recorded), scorer.finish()]
-        return judge_places(calibration, expectation, parts, track.x, window, unusual_below=1.0)
+        parts = list(track_errors(scorer, track.x, track.present, track.recorded))
+        return judge_places(calibration, expectation, habits, parts, track.x, window, unusual_below=1.0)
 
     def findable(broken: pl.DataFrame, frame: pl.DataFrame) -> bool:
         normal = expectation.raw(encoded(frame, 0).x)

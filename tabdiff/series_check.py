@@ -23,6 +23,7 @@ _STEPS = 16  # places in a window of the control
 _EXPLAINED = 0.9  # share of the variance that its components keep
 _FEWEST_VALUES = 10  # a sensor with fewer different values is a switch; there is no drift or noise in it
 _FARTHEST = 20.0
+_ALIKE = 0.5  # correlation
 
 Judge = Callable[[pl.DataFrame, int], tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "k c"]]]
 
@@ -56,6 +57,8 @@ class Found:
         first: the sensor is the first that the peak of its score names.
         control: windowed principal components find it, by the same rule.
         findable: so does a matched filter that knows the fault; what it does not find nobody can be asked to.
+        anyway: the sensor that is named is the one that the place names without the fault.
+        alike: it is another one, which goes with the broken one (correlation above 0.5).
     """
 
     kind: str
@@ -64,6 +67,8 @@ class Found:
     first: bool
     control: bool
     findable: bool
+    anyway: bool
+    alike: bool
 
 
 def plant_and_look(
@@ -92,7 +97,9 @@ def plant_and_look(
     sensors = movable(frame, schema)
     if not sensors or frame.height < 2 * window:
         return []
-    usual, usual_control = float(np.nanmax(judge(frame, 0)[0])), float(control(frame, 0).max())
+    normal, carried = judge(frame, 0)
+    usual, usual_control = float(np.nanmax(normal)), float(control(frame, 0).max())
+    columns = [column.name for column in schema.modelled]
     found = []
     for kind in KINDS:
         for _ in range(each):
@@ -106,18 +113,30 @@ def plant_and_look(
             touched = slice(max(0, plant.start - begin - window // 2), plant.start - begin + plant.length + window // 2)
             near = np.nan_to_num(score[touched], nan=-np.inf)
             peak = int(near.argmax()) + touched.start
-            columns = [column.name for column in schema.modelled]
+            named = columns[int((contributions[peak] * np.sign(score[peak])).argmax())]
+            place = min(begin + peak, len(normal) - 1)
             found.append(
                 Found(
                     kind,
                     sensor,
                     bool(near.max() > usual),
-                    columns[int((contributions[peak] * np.sign(score[peak])).argmax())] == sensor,
+                    named == sensor,
                     bool(control(part, begin)[touched].max() > usual_control),
                     findable(broken, frame),
+                    named == columns[int((carried[place] * np.sign(normal[place])).argmax())],
+                    named != sensor and _go_together(frame, named, sensor),
                 )
             )
     return found
+
+
+def _go_together(frame: pl.DataFrame, one: str, other: str) -> bool:
+    if not (frame.schema[one].is_numeric() and frame[one].n_unique() > 1):
+        return False
+    return bool(
+        abs(np.corrcoef(frame[one].cast(pl.Float64).to_numpy(), frame[other].cast(pl.Float64).to_numpy())[0, 1])
+        > _ALIKE
+    )
 
 
 def movable(frame: pl.DataFrame, schema: Schema) -> list[str]:
@@ -127,7 +146,7 @@ def movable(frame: pl.DataFrame, schema: Schema) -> list[str]:
 
 
 def summary(found: Sequence[Found]) -> dict[str, Any]:
-    """Shares of the planted faults: found, found by the control, and of those found the right sensor first; by kind, too."""
+    """Shares of the planted faults: found, found by the control, and of those found the right sensor first, or one that is named anyway, or one alike; by kind, too."""
     if not found:
         return {}
     kinds = {}
@@ -138,6 +157,7 @@ def summary(found: Sequence[Found]) -> dict[str, Any]:
             "control": float(np.mean([each.control for each in mine])),
             "findable": float(np.mean([each.findable for each in mine])),
             "sensor_first": _share([each.first for each in mine if each.found]),
+            "sensor_first_of_findable": _share([each.first for each in mine if each.found and each.findable]),
         }
     return {
         "planted": len(found),
@@ -147,6 +167,8 @@ def summary(found: Sequence[Found]) -> dict[str, Any]:
         "found_of_findable": _share([each.found for each in found if each.findable]),
         "sensor_first": _share([each.first for each in found if each.found]),
         "sensor_first_of_findable": _share([each.first for each in found if each.found and each.findable]),
+        "anyway": _share([each.anyway and not each.first for each in found if each.found]),
+        "alike": _share([each.alike and not each.anyway for each in found if each.found]),
         "kinds": kinds,
     }
 

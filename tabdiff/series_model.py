@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool
 
+from tabdiff.attribution import Habits
 from tabdiff.bundle import Bundle
 from tabdiff.calibration import Calibration
 from tabdiff.codec import Codec
@@ -26,12 +27,11 @@ from tabdiff.schema import Schema
 from tabdiff.series import Recording
 from tabdiff.series_drawing import SeriesDrawing
 from tabdiff.series_results import Part, Results, SeriesScores, joined
-from tabdiff.series_scoring import PlaceErrors, TrackScorer, judge_places
+from tabdiff.series_scoring import PlaceErrors, TrackScorer, judge_places, track_errors
 from tabdiff.tracks import Plan, Track
 from tabdiff.windows import Span
 
 _DAY = 86_400_000_000  # microseconds
-_PIECE = 16_384  # places that are scored together
 
 
 @dataclass
@@ -52,7 +52,7 @@ class SeriesModel(SeriesDrawing):
         plan: how rows are laid on a grid of times.
         window, spans: places that are judged together, and the parts of a window that the views look at.
         calibration, blocks: what places and stretches of held-out time score.
-        expectation: what places should have held.
+        expectation, habits: what places should have held, and what normal time shows of sensors.
         results: makes the tables of scores.
     """
 
@@ -64,9 +64,8 @@ class SeriesModel(SeriesDrawing):
         self.window = int(described["window"])
         self.spans = tuple(Span(**span) for span in described["spans"])
         self.blocks = np.asarray(bundle.calibration["blocks"])
-        self.expectation = Expectation(
-            bundle.codec, bundle.tensors, self.spans, bundle.calibration["usual"], bundle.calibration.get("scatter")
-        )
+        self.expectation = Expectation(bundle.codec, bundle.tensors, self.spans)
+        self.habits = Habits.from_json(bundle.calibration)
         self.results = Results(self.plan, self.calibration, self.blocks, self.expectation, described, runtime.provider)
 
     @property
@@ -264,15 +263,9 @@ class SeriesModel(SeriesDrawing):
         return TrackScorer(self.runtime, self.spans, self.window, len(self.codec.columns), first)
 
     def _whole(self, track: Track) -> Part:
-        """Scores of a recording, a piece at a time, so that the errors of its windows never lie in memory together."""
-        scorer, parts, done = self._scorer(track.first), [], 0
-        for begin in [*range(0, len(track.x), _PIECE), None]:
-            piece = None if begin is None else slice(begin, begin + _PIECE)
-            errors = (
-                scorer.finish()
-                if piece is None
-                else scorer.push(track.x[piece], track.present[piece], track.recorded[piece])
-            )
+        """Scores of a recording."""
+        parts, done = [], 0
+        for errors in track_errors(self._scorer(track.first), track.x, track.present, track.recorded):
             low, high = max(0, done - self.window), done + len(errors.errors) + self.window
             recorded = track.recorded[done : done + len(errors.errors)]
             parts.append(self._part(track.entity, [errors], recorded, track.x[low:high], done - low))
@@ -365,7 +358,9 @@ class SeriesModel(SeriesDrawing):
         self, entity: Any, errors: list[PlaceErrors], recorded: Bool[np.ndarray, " k"], x: np.ndarray, past: int = 0
     ) -> Part:
         """Scores of final places; `x` has `past` places before the first of them, and may go on after the last."""
-        score, contributions = judge_places(self.calibration, self.expectation, errors, x, self.window, past)
+        score, contributions = judge_places(
+            self.calibration, self.expectation, self.habits, errors, x, self.window, past
+        )
         places = slice(past, past + len(score))
         expected = np.full((len(score), self.expectation.width), np.nan)
         unexpected = np.zeros(len(score), dtype=bool)

@@ -6,13 +6,14 @@ T - 1 places later. `finish` scores the rest with the windows there are. What li
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int
 
+from tabdiff.attribution import Habits, far_of
 from tabdiff.calibration import Calibration
 from tabdiff.expectation import Expectation
 from tabdiff.runtime import Runtime
@@ -20,6 +21,7 @@ from tabdiff.windows import Span, Stitch, cut, window_starts
 
 UNUSUAL = 0.1  # p-value
 _TOGETHER = 8  # windows: products of matrices of one to three rows are summed in another order than those of more
+_PIECE = 16_384  # places that are pushed together
 _CELLS = 4_000_000  # numbers in the errors of one chunk of windows: memory does not grow with the series
 
 
@@ -114,9 +116,23 @@ class TrackScorer:
             self.stitch.parts = np.asarray(state["parts"])
 
 
+def track_errors(
+    scorer: TrackScorer,
+    x: Float32[np.ndarray, "k w"],
+    present: Bool[np.ndarray, "k u"],
+    recorded: Bool[np.ndarray, " k"],
+) -> Iterator[PlaceErrors]:
+    """Errors of all places of a recording, a piece at a time, so that those of its windows never lie in memory together."""
+    for begin in range(0, len(x), _PIECE):
+        piece = slice(begin, begin + _PIECE)
+        yield scorer.push(x[piece], present[piece], recorded[piece])
+    yield scorer.finish()
+
+
 def judge_places(
     calibration: Calibration,
     expectation: Expectation,
+    habits: Habits | None,
     parts: Sequence[PlaceErrors],
     x: Float32[np.ndarray, "m w"],
     window: int,
@@ -129,6 +145,7 @@ def judge_places(
     by the evidence for each sensor, which costs more.
 
     Args:
+        habits: of the sensors; None while they are not known yet, and nothing is weighed.
         parts: errors of K places.
         x: encoded places, of which `past` lie before the first of them.
         window: places in a window.
@@ -139,23 +156,25 @@ def judge_places(
     typical = np.exp(np.asarray(calibration.center))[None, :, None] / errors.shape[2]
     score, contributions = calibration.combine(np.where(np.isnan(errors), typical, errors))
     unusual = np.flatnonzero(judged & (calibration.p_value(score) <= unusual_below))
-    if len(unusual) and len(x) >= expectation.steps:
-        evidence = expectation.weigh(_evidence_around(expectation, expectation.raw(x), past + unusual, window)) + 1e-12
-        contributions[unusual] = score[unusual, None] * evidence / evidence.sum(axis=1, keepdims=True)
+    if habits is not None and len(unusual) and len(x) >= expectation.steps:
+        weight = _suspected(expectation, habits, expectation.raw(x), past + unusual, window) + 1e-12
+        contributions[unusual] = score[unusual, None] * weight / weight.sum(axis=1, keepdims=True)
     return np.where(judged, score, np.nan), np.where(judged[:, None], contributions, 0.0)
 
 
-def _evidence_around(
-    expectation: Expectation, raw: Float64[np.ndarray, "m r"], places: Int[np.ndarray, " n"], window: int
+def _suspected(
+    expectation: Expectation,
+    habits: Habits,
+    raw: Float64[np.ndarray, "m r"],
+    places: Int[np.ndarray, " n"],
+    window: int,
 ) -> Float64[np.ndarray, "n c"]:
-    """Mean evidence within half a window of each place: as far as what it holds raises scores."""
-    reach = window // 2
+    """The weight of each sensor at some places; evidence, which costs most, is computed only as far around as it counts."""
+    far = far_of(window, expectation.evidence_steps)
     near = np.zeros(len(raw) + 1)
-    np.add.at(near, np.maximum(places - reach, 0), 1)
-    np.add.at(near, np.minimum(places + reach + 1, len(raw)), -1)
+    np.add.at(near, np.maximum(places - far, 0), 1)
+    np.add.at(near, np.minimum(places + far + 1, len(raw)), -1)
     some = np.flatnonzero(np.cumsum(near)[:-1] > 0)
-    evidence = np.zeros((len(raw) + 1, len(expectation.codec.columns)))
-    evidence[some + 1] = expectation.evidence(raw, some)
-    total = np.cumsum(evidence, axis=0)
-    begin, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(raw))
-    return np.asarray((total[end] - total[begin]) / (end - begin)[:, None])
+    evidence = np.zeros((len(raw), len(expectation.codec.columns)))
+    evidence[some] = expectation.evidence(raw, some)
+    return habits.weigh(evidence, expectation.unchanged(raw), places, window, expectation.evidence_steps)

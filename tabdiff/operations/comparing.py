@@ -20,7 +20,7 @@ import polars as pl
 
 from tabdiff.errors import SchemaError
 from tabdiff.operations.judged_events import JudgedEvent, agreement
-from tabdiff.operations.series_trials import measure_series, unseen, worse_figures
+from tabdiff.operations.series_trials import measure_series, spread_of, unseen, worse_figures
 from tabdiff.store.registry import Version
 
 if TYPE_CHECKING:
@@ -178,18 +178,9 @@ def _fill_error(model: Model, frame: pl.DataFrame) -> float:
         truth, guess = frame[name].filter(mask), filled[name].filter(mask)
         if truth.dtype.is_numeric() or truth.dtype.is_temporal():
             numbers = frame[name].to_physical().cast(pl.Float64)
-            spread = _spread(numbers)
+            spread = spread_of(numbers)
             distance = (truth.to_physical().cast(pl.Float64) - guess.to_physical().cast(pl.Float64)).abs() / spread
             costs += distance.clip(0, 1).fill_null(1.0).to_list()
         else:
             costs += truth.ne_missing(guess).cast(pl.Float64).to_list()
     return float(np.mean(costs)) if costs else 0.0
-
-
-def _spread(numbers: pl.Series) -> float:
-    """Interquartile range, or the standard deviation if that is 0, or 1 if both are."""
-    known = numbers.drop_nulls().to_numpy()
-    if not len(known):
-        return 1.0
-    low, high = np.quantile(known, [0.25, 0.75])
-    return float(high - low) or float(np.std(known)) or 1.0

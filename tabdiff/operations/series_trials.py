@@ -204,15 +204,21 @@ def _stretches(scores: SeriesScores, model: SeriesModel) -> np.ndarray:
     return np.asarray(peaks)
 
 
+def spread_of(numbers: pl.Series) -> float:
+    """Interquartile range, or the standard deviation if that is 0 (a number that mostly rests), or 1 if both are."""
+    known = numbers.drop_nulls().to_numpy()
+    if not len(known):
+        return 1.0
+    low, high = np.quantile(known, [0.25, 0.75])
+    return float(high - low) or float(np.std(known)) or 1.0
+
+
 def _expectation_error(model: SeriesModel, recordings: list[Recording], scores: SeriesScores) -> dict[str, float]:
     values = pl.concat([each.frame.filter(pl.Series(each.recorded)) for each in recordings])
     costs = []
     for name in model.expectation.columns():
         truth, expected = values[name].to_physical().cast(pl.Float64), scores.expected[name]
-        known = truth.drop_nulls().to_numpy()
-        spread = float(np.subtract(*np.quantile(known, [0.75, 0.25]))) if len(known) else 0.0
-        if spread > 0:
-            costs += ((truth - expected).abs() / spread).clip(0, 1).drop_nulls().to_list()
+        costs += ((truth - expected).abs() / spread_of(truth)).clip(0, 1).drop_nulls().to_list()
     return {"expectation_error": float(np.mean(costs))} if costs else {}
 
 

@@ -1,0 +1,167 @@
+"""Which sensor carries what is abnormal: the evidence against each, beside what it shows elsewhere.
+
+Evidence (`Expectation.evidence`) says how much better the rest would fit without a sensor, so a broken sensor is told from those that it pulls
+along. What it cannot tell is a broken sensor from one that is out of the ordinary for hours, in a way that training did not show: a new
+level, another mode. So the evidence of a short spell is also compared with that of the time around it. A sensor whose readings do not change, though
+they used to, is suspected for that: stuck values are too smooth to stand out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int
+
+_SPELL = 8  # places on either side that are judged together
+_AROUND = 16  # places' worth of what is usual, beside the evidence of the time around
+_LASTING = 0.1  # what counts of a spell that differs from normal time, though not from the time around it
+_STRIDE = 4  # places from one spell to the next
+_LEAST_LEVEL, _LEAST_SCATTER = 0.1, 0.1  # of few held-out windows some are alike by chance
+_LEAST_WEIGHT = 3.0
+_WHOLE = 0.1  # what a whole window counts, beside a spell
+_UNSEEN = 0.5  # by how much windows of different stretches differ (logarithm), until several stretches tell
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What held-out normal time shows of C sensors.
+
+    Attributes:
+        level: geometric mean of the evidence of a spell.
+        scatter: standard deviation of its logarithm within a stretch.
+        surprise: of one unchanged reading, in nats: minus the logarithm of how often readings stay the same.
+        calm: the largest share of a spell that readings stayed the same.
+        highest: the largest suspicion of a spell, and a little more.
+        long_level, long_scatter: mean and standard deviation of the logarithm of the evidence of a window, within stretches and between them.
+    """
+
+    level: Float64[np.ndarray, " c"]
+    scatter: Float64[np.ndarray, " c"]
+    surprise: Float64[np.ndarray, " c"]
+    calm: Float64[np.ndarray, " c"]
+    highest: Float64[np.ndarray, " c"]
+    long_level: Float64[np.ndarray, " c"]
+    long_scatter: Float64[np.ndarray, " c"]
+
+    @classmethod
+    def fit(
+        cls, stretches: Sequence[tuple[Float64[np.ndarray, "k c"], Bool[np.ndarray, "k c"]]], window: int, steps: int
+    ) -> Habits:
+        """Habits in stretches of normal time.
+
+        Args:
+            stretches: evidence for each place and sensor, and whether its reading is that of the place before.
+            window, steps: places in a window, and in what evidence looks at.
+        """
+        logs = [np.log(np.maximum(_means(evidence, _SPELL), _LEAST_LEVEL)) for evidence, _ in stretches]
+        whole = [np.log(np.maximum(_means(evidence, window // 2), _LEAST_LEVEL)) for evidence, _ in stretches]
+        middles = np.array([each.mean(axis=0) for each in whole])
+        between = (((middles - middles.mean(axis=0)) ** 2).sum(axis=0) + _UNSEEN**2) / len(middles)
+        places = sum(len(unchanged) for _, unchanged in stretches)
+        same = np.sum([unchanged.sum(axis=0) for _, unchanged in stretches], axis=0)
+        scatter = np.mean([each.std(axis=0) for each in logs], axis=0) + _LEAST_SCATTER
+        habits = cls(
+            np.exp(np.mean([each.mean(axis=0) for each in logs], axis=0)),
+            scatter,
+            -np.log((same + 1) / (places + 2)),
+            np.max([_means(unchanged.astype(np.float64), _SPELL).max(axis=0) for _, unchanged in stretches], axis=0),
+            np.ones(len(same)),
+            middles.mean(axis=0),
+            np.sqrt(np.mean([each.var(axis=0) for each in whole], axis=0) + between) + _LEAST_SCATTER / 2,
+        )
+        found = [
+            habits.suspicion(evidence, unchanged, np.arange(window // 4, len(evidence), window // 2), window, steps)
+            for evidence, unchanged in stretches
+        ]
+        highest = np.concatenate(found).max(axis=0) + _LEAST_WEIGHT
+        return replace(habits, highest=highest)
+
+    @classmethod
+    def from_json(cls, calibration: Mapping[str, Any]) -> Habits:
+        """Of a stored calibration. Models of earlier versions know the level and scatter of windows only."""
+        known = calibration.get("habits")
+        if known is not None:
+            return cls(**{name: np.asarray(values, dtype=np.float64) for name, values in known.items()})
+        level = np.asarray(calibration["usual"], dtype=np.float64)
+        nothing = np.zeros(len(level))
+        scatter = np.asarray(calibration.get("scatter", nothing + 1.0), dtype=np.float64)
+        return cls(level, scatter, nothing, nothing, nothing + _LEAST_WEIGHT, np.log(np.maximum(level, 1e-12)), scatter)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` reads them."""
+        return {"habits": {field.name: getattr(self, field.name).tolist() for field in fields(self)}}
+
+    def weigh(
+        self,
+        evidence: Float64[np.ndarray, "m c"],
+        unchanged: Bool[np.ndarray, "m c"],
+        places: Int[np.ndarray, " n"],
+        window: int,
+        steps: int,
+    ) -> Float64[np.ndarray, "n c"]:
+        """How much each sensor is suspected at each of N places: of a spell, beside the most that it is in normal time; and of the whole window."""
+        found = self.suspicion(evidence, unchanged, places, window, steps) / self.highest
+        reach, total = min(window // 2, far_of(window, steps)), _sums(evidence)
+        begin, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(evidence))
+        mean = (total[end] - total[begin]) / (end - begin)[:, None]
+        above = np.maximum(np.log(np.maximum(mean, _LEAST_LEVEL)) - self.long_level, 0.0) / self.long_scatter
+        return np.asarray(found + _WHOLE * above**2)
+
+    def suspicion(
+        self,
+        evidence: Float64[np.ndarray, "m c"],
+        unchanged: Bool[np.ndarray, "m c"],
+        places: Int[np.ndarray, " n"],
+        window: int,
+        steps: int,
+    ) -> Float64[np.ndarray, "n c"]:
+        """The most that a spell within half a window says against each sensor.
+
+        That is by how many of its deviations its evidence lies above what is usual, times the logarithm of how far it lies above that of the
+        time around; and for readings that stay the same longer than they used to, the surprise of that.
+
+        Args:
+            evidence, unchanged: of the M places of which some are asked for; no place counts that is farther than `far_of` from them.
+            places: those asked for.
+            window, steps: places in a window, and in what evidence looks at.
+        """
+        m, far, reach = len(evidence), far_of(window, steps), min(window // 2, far_of(window, steps))
+        total, same = _sums(evidence), _sums(unchanged.astype(np.float64))
+        first, end = np.maximum(places - far, 0), np.minimum(places + far + 1, m)
+        around = total[end] - total[first]
+        most = np.zeros((len(places), evidence.shape[1]))
+        for offset in range(-reach, reach + 1, _STRIDE):
+            middle = places + offset
+            here = np.flatnonzero((middle >= 0) & (middle < m))
+            low, high, c = first[here], end[here], middle[here]
+            begin, stop = np.maximum(c - _SPELL, low), np.minimum(c + _SPELL + 1, high)
+            inner, outer = np.maximum(c - 2 * _SPELL, low), np.minimum(c + 2 * _SPELL + 1, high)
+            count = (stop - begin)[:, None]
+            mean = (total[stop] - total[begin]) / count
+            others = (high - low - (outer - inner))[:, None]
+            beside = np.maximum(around[here] - (total[outer] - total[inner]), 0.0)
+            base = (_AROUND * self.level + beside) / (_AROUND + others)
+            above = np.maximum(np.log(np.maximum(mean, 1e-12) / self.level), 0.0) / self.scatter
+            rise = np.maximum(np.log(np.maximum(mean, 1e-12) / base), 0.0)
+            stuck = np.maximum((same[stop] - same[begin]) / count - self.calm, 0.0) * self.surprise
+            most[here] = np.maximum(most[here], (rise + _LASTING) * above + stuck)
+        return most
+
+
+def far_of(window: int, steps: int) -> int:
+    """How far from a place its evidence may lie: what it is computed from lies within one window, so a stream knows it when the place is final."""
+    return window - (steps + 1) // 2
+
+
+def _sums(values: Float64[np.ndarray, "k c"]) -> Float64[np.ndarray, "k+1 c"]:
+    return np.pad(np.cumsum(values, axis=0), ((1, 0), (0, 0)))
+
+
+def _means(values: Float64[np.ndarray, "k c"], reach: int) -> Float64[np.ndarray, "k c"]:
+    """Means over the places around each."""
+    total, places = _sums(values), np.arange(len(values))
+    begin, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    return np.asarray((total[end] - total[begin]) / (end - begin)[:, None])

@@ -1,0 +1,105 @@
+"""Which sensor carries what is abnormal: compared with sums written out, on evidence from a seeded generator."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from tabdiff.attribution import Habits, far_of
+
+WINDOW, STEPS, SENSORS = 64, 16, 4
+
+
+def recorded(places: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Evidence of normal time, and readings of which every twentieth is that of the place before."""
+    rng = np.random.default_rng(seed)
+    return rng.chisquare(STEPS, (places, SENSORS)), rng.random((places, SENSORS)) < 0.05
+
+
+@pytest.fixture(scope="module")
+def habits() -> Habits:
+    return Habits.fit([recorded(300, seed) for seed in range(4)], WINDOW, STEPS)
+
+
+def test_suspicion_is_the_sum_written_out(habits: Habits) -> None:
+    evidence, unchanged = recorded(400, 9)
+    evidence[180:200, 2] *= 4
+    unchanged[210:240, 1] = True
+    far, reach = far_of(WINDOW, STEPS), WINDOW // 2
+    places = np.array([0, 30, 170, 200, 399])
+    found = habits.suspicion(evidence, unchanged, places, WINDOW, STEPS)
+    for place, row in zip(places, found, strict=True):
+        low, high = max(place - far, 0), min(place + far + 1, 400)
+        for sensor in range(SENSORS):
+            most = 0.0
+            for middle in range(place - reach, place + reach + 1, 4):
+                if not 0 <= middle < 400:
+                    continue
+                inside = [k for k in range(low, high) if abs(k - middle) <= 8]
+                outside = [k for k in range(low, high) if abs(k - middle) > 16]
+                mean = np.mean(evidence[inside, sensor])
+                level = habits.level[sensor]
+                base = (16 * level + evidence[outside, sensor].sum()) / (16 + len(outside))
+                above = max(np.log(mean / level), 0) / habits.scatter[sensor]
+                stuck = max(unchanged[inside, sensor].mean() - habits.calm[sensor], 0) * habits.surprise[sensor]
+                most = max(most, (max(np.log(mean / base), 0) + 0.1) * above + stuck)
+            assert row[sensor] == pytest.approx(most)
+    assert habits.highest.min() > 3
+    weight = habits.weigh(evidence, unchanged, places, WINDOW, STEPS)
+    windows = np.array([evidence[max(k - reach, 0) : k + reach + 1].mean(axis=0) for k in places])
+    above = np.maximum(np.log(windows) - habits.long_level, 0) / habits.long_scatter
+    assert weight == pytest.approx(found / habits.highest + 0.1 * above**2)
+
+
+def test_windows_are_as_uncertain_as_stretches_differ(habits: Habits) -> None:
+    differ = [
+        (evidence * factor, same)
+        for factor, (evidence, same) in zip((1, 3, 9), (recorded(300, seed) for seed in range(3)), strict=True)
+    ]
+    found = Habits.fit(differ, WINDOW, STEPS)
+    assert found.long_scatter == pytest.approx(np.log(3) * np.sqrt(2 / 3), rel=0.2)
+    assert (habits.long_scatter < 0.5 * found.long_scatter).all()
+    assert habits.scatter == pytest.approx(found.scatter, rel=0.3)
+
+
+def test_a_short_fault_counts_for_more_than_a_sensor_that_is_out_of_the_ordinary_all_the_time(habits: Habits) -> None:
+    evidence, unchanged = recorded(400, 10)
+    evidence[:, 0] *= 6  # a new level that training did not show
+    evidence[190:206, 3] *= 5
+    (weight,) = habits.weigh(evidence, unchanged, np.array([200]), WINDOW, STEPS)
+    assert weight.argmax() == 3
+    evidence[190:206, 3] /= 5
+    (weight,) = habits.weigh(evidence, unchanged, np.array([200]), WINDOW, STEPS)
+    assert weight.argmax() == 0  # when nothing else is wrong, that is what there is
+
+
+def test_a_sensor_that_stays_the_same_is_named_though_nothing_speaks_against_it(habits: Habits) -> None:
+    evidence, unchanged = recorded(400, 11)
+    unchanged[180:220, 1] = True
+    (weight,) = habits.weigh(evidence, unchanged, np.array([200]), WINDOW, STEPS)
+    assert weight.argmax() == 1
+    (usual,) = habits.weigh(evidence, unchanged, np.array([80]), WINDOW, STEPS)
+    assert usual[1] < weight[1] / 3
+
+
+def test_what_lies_farther_than_a_stream_knows_changes_nothing(habits: Habits) -> None:
+    evidence, unchanged = recorded(400, 12)
+    place, far = 200, far_of(WINDOW, STEPS)
+    assert far + STEPS // 2 <= WINDOW
+    found = habits.weigh(evidence, unchanged, np.array([place]), WINDOW, STEPS)
+    some = slice(place - far, place + far + 1)
+    assert habits.weigh(evidence[some], unchanged[some], np.array([far]), WINDOW, STEPS) == pytest.approx(found)
+
+
+def test_habits_are_stored_and_those_of_earlier_models_are_read(habits: Habits) -> None:
+    stored = habits.to_json()
+    again = Habits.from_json(stored)
+    for field in fields(Habits):
+        assert np.array_equal(getattr(again, field.name), getattr(habits, field.name))
+    earlier = Habits.from_json({"usual": habits.level.tolist(), "scatter": habits.scatter.tolist()})
+    assert np.array_equal(earlier.level, habits.level)
+    evidence, unchanged = recorded(200, 13)
+    evidence[90:110, 2] *= 5
+    assert earlier.weigh(evidence, unchanged, np.array([100]), WINDOW, STEPS)[0].argmax() == 2
