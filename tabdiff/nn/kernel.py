@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tabdiff.nn.process import MixedProcess
 
-NEIGHBOURS = 12  # stored rows that reconstruct a row; more reconstruct no better and cost more
+NEIGHBOURS = 12  # stored rows that reconstruct a row; more reconstruct hardly better and cost more
 _GROUP = 16  # stored rows whose closest one is found before any are sorted
 _SPARE = 2  # stored rows that are looked at beyond the nearest
 _PENALTY = 0.02  # largest penalty, in squared distances to the nearest rows
