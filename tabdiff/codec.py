@@ -184,23 +184,28 @@ class Codec:
             unknown = np.isnan(standard).any(axis=1)
             for index, name in enumerate(self.projected):
                 values[name] = np.where(unknown, np.nan, components[:, index])
-        states = {}
+        states: dict[str, Any] = {}
+        scores: dict[str, Any] = {}
         for index, (name, code) in enumerate(self._modelled_codes().items()):
             units = self.layout.units_of(index)
-            state = states[name] = code.state_of(values[name])
+            if isinstance(code, NumberCode):
+                state, scores[name] = code.locate(values[name])
+            else:
+                state = code.state_of(values[name])
+            states[name] = state
             for number in units:
                 unit = self.layout.units[number]
                 if unit.kind == "category":
                     present[:, number] = state >= 0
-                    rows = np.flatnonzero(state >= 0)
-                    x[rows, unit.start + state[rows]] = 1.0
+                    _mark(x, unit.start, state, 1.0)
                 elif isinstance(code, NumberCode):
                     last = len(code.atoms) + max(1, len(code.bins))
                     applies = (state >= len(code.atoms)) & (state < last) if code.states else ~np.isnan(values[name])
-                    x[applies, unit.start] = code.rank(values[name][applies])
+                    x[:, unit.start] = np.where(applies, scores[name], 0.0)
                     # A number whose gate is closed is absent by nature, not unseen.
                     present[:, number] = applies | (state >= 0) if code.states else applies
-        self._write_views(x, values, states)
+        # A component may have the name of a column that it covers.
+        self._write_views(x, values, states, {} if self.projection is not None else scores)
         return Encoded(x, present)
 
     def decode(self, x: Float32[np.ndarray, "rows slots"]) -> pl.DataFrame:
@@ -279,24 +284,28 @@ class Codec:
         return _as_number(column)
 
     def _write_views(
-        self, x: Float32[np.ndarray, "rows slots"], values: dict[str, Any], states: dict[str, Int[np.ndarray, " rows"]]
+        self,
+        x: Float32[np.ndarray, "rows slots"],
+        values: dict[str, Any],
+        states: dict[str, Int[np.ndarray, " rows"]],
+        scores: dict[str, Any],
     ) -> None:
-        starts = [self.layout.view(name).start for name in VIEWS]
+        width = len(self.layout.view_columns)
+        # Written column by column into a narrow array, and from there to the wide rows at once.
+        views = np.zeros((len(x), len(VIEWS), width), dtype=np.float32)
         offset = 0
         for name, code in self.codes.items():
             if isinstance(code, CategoryCode):
-                state = states[name]
-                rows = np.flatnonzero(state >= 0)
-                for start in starts:
-                    x[rows, start + offset + state[rows]] = np.sqrt(
-                        0.5
-                    )  # different categories are a distance of 1 apart
+                for view in range(len(VIEWS)):  # different categories are a distance of 1 apart
+                    _mark(views[:, view], offset, states[name], np.sqrt(0.5))
             else:
-                for start, view in zip(starts, code.views(values[name]), strict=True):
-                    x[:, start + offset] = view
-                    if code.has_missing:
-                        x[:, start + offset + 1] = np.isnan(values[name])
+                for view, number in enumerate(code.views(values[name], scores.get(name))):
+                    views[:, view, offset] = number
+                if code.has_missing:
+                    views[:, :, offset + 1] = np.isnan(values[name])[:, None]
             offset += code.view_width
+        start = self.layout.view(VIEWS[0]).start
+        x[:, start : start + len(VIEWS) * width] = views.reshape(len(x), -1)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads."""
@@ -319,6 +328,12 @@ class Codec:
             else Projection(tuple(projection["columns"]), tuple(map(tuple, projection["components"]))),
             {name: code for name, code in projected.items() if isinstance(code, NumberCode)},
         )
+
+
+def _mark(x: Float32[np.ndarray, "rows slots"], start: int, state: Int[np.ndarray, " rows"], value: float) -> None:
+    """Write `value` into the slot of each row's state, counted from `start`; a state of -1 has none."""
+    rows = np.arange(len(x)) if len(state) and state.min() >= 0 else np.flatnonzero(state >= 0)
+    x[rows, start + (state if len(rows) == len(state) else state[rows])] = value
 
 
 def trim_outermost(frame: pl.DataFrame, codec: Codec, share: float) -> pl.DataFrame:

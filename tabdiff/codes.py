@@ -155,25 +155,49 @@ class NumberCode:
         moments = [(float(view.mean()), float(view.std())) for view in code.views(seen)]
         return replace(code, view_moments=tuple((mean, std if std > 1e-9 else 1.0) for mean, std in moments))
 
-    def views(self, values: Float64[np.ndarray, " rows"]) -> list[Float64[np.ndarray, " rows"]]:
-        """The column in each of VIEWS, standardised on the training rows; a missing value lies at the mean."""
+    def views(
+        self, values: Float64[np.ndarray, " rows"], z: Float64[np.ndarray, " rows"] | None = None
+    ) -> list[Float64[np.ndarray, " rows"]]:
+        """The column in each of VIEWS, standardised on the training rows; a missing value lies at the mean.
+
+        Args:
+            values: NaN = missing.
+            z: their normal scores, if `locate` gave them.
+        """
         asinh = np.arcsinh((values - self.median) / self.spread)
-        plain = ((values - self.mean) / self.scale, asinh, self.rank_of_all(values))
-        standard = [(view - mean) / std for view, (mean, std) in zip(plain, self.view_moments, strict=True)]
-        return [_limited(np.where(np.isnan(view), 0.0, view)) for view in standard]
+        of_all = z if z is not None and self._one_rank else self.rank_of_all(values)
+        plain = ((values - self.mean) / self.scale, asinh, of_all)
+        missing = np.isnan(values)
+        standard = [_limited((view - mean) / std) for view, (mean, std) in zip(plain, self.view_moments, strict=True)]
+        return [np.where(missing, 0.0, view) for view in standard] if missing.any() else standard
+
+    @cached_property
+    def _one_rank(self) -> bool:
+        """Whether values that are no atoms are all values, so that one normal score serves for both."""
+        return self.rank == self.rank_of_all
 
     def state_of(self, values: Float64[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
         """State of each cell; -1 where training never showed one, and in a column without a block."""
+        return self.locate(values)[0]
+
+    def locate(
+        self, values: Float64[np.ndarray, " rows"]
+    ) -> tuple[Int[np.ndarray, " rows"], Float64[np.ndarray, " rows"] | None]:
+        """State of each cell as `state_of` says, and its normal score; None if all values are atoms."""
+        z = self.rank(values) if self.has_value else None
         if not self.states:
-            return np.full(len(values), -1)
+            return np.full(len(values), -1), z
         atoms = self._atoms
         state = np.full(len(values), len(atoms) if self.has_value else -1)
-        if self.bins:
-            state += self.bin_of(self.rank(values))
+        if self.bins and z is not None:
+            state += self.bin_of(z)
         if len(atoms):
-            position = np.clip(np.searchsorted(atoms, values), 0, len(atoms) - 1)
+            position = np.minimum(np.searchsorted(atoms, values), len(atoms) - 1)
             state = np.where(atoms[position] == values, position, state)
-        return np.where(np.isnan(values), self.states - 1 if self.has_missing else -1, state)
+        missing = np.isnan(values)
+        if missing.any():
+            state[missing] = self.states - 1 if self.has_missing else -1
+        return state, z
 
     def bin_of(self, z: Float64[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
         """Bin of each normal score; between two bins the nearer one, and beyond them the last."""

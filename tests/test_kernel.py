@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -12,6 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 import tabdiff
 from tabdiff.nn.kernel import NEIGHBOURS, KernelView, fit_kernel_view, highest, local_weights
 from tabdiff.nn.mixture import MixtureView, fit_mixture
+from tabdiff.nn.runtime import build_programs
 from tests.oracles import kernel_mean_by_loops
 
 
@@ -43,7 +46,7 @@ def test_nearest_rows_are_those_of_scikit_learn_in_the_metric():
     rows, x = correlated(500), correlated(60, seed=1)
     view = fit_kernel_view(rows, (0.2, 0.3), seeded())
     x = torch.minimum(torch.maximum(x, rows.amin(0)), rows.amax(0))
-    inside = torch.clamp(x @ view.transform, view.low, view.high)
+    inside = torch.clamp(x @ view.transform, view.rows.amin(0), view.rows.amax(0))
     index = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(view.rows.double().numpy())
     theirs, _ = index.kneighbors(inside.double().numpy())
     ours = (inside[:, None] - view.rows[view.nearest(x)]).norm(dim=-1).sort(dim=-1).values
@@ -56,7 +59,7 @@ def test_the_highest_of_many_are_those_of_sorting_them_all(columns: int, count: 
     values = torch.randn(33, columns if columns <= 256 else -(-columns // 16) * 16, generator=seeded())
     values[0, :20] = 3.0  # several that are equally high, some of them in one group
     found = values.gather(1, highest(values, count))
-    assert torch.equal(found, values.topk(count, dim=-1).values)
+    assert torch.equal(found.sort(descending=True).values, values.topk(count, dim=-1).values)
     assert all(len(set(places)) == count for places in highest(values, count).tolist())
 
 
@@ -73,9 +76,29 @@ def test_rows_far_outside_have_the_neighbours_that_double_precision_finds():
     rows = correlated(2000) + 500.0
     view = fit_kernel_view(rows, (0.3,), seeded())
     x = 500.0 + 30 * torch.randn(200, 3, generator=seeded(4))
-    inside = torch.minimum(torch.maximum(x.double() @ view.transform.double(), view.low.double()), view.high.double())
-    squared = (inside[:, None] - view.rows.double()).square().sum(-1) + view.penalty
-    assert torch.equal(view.nearest(x), squared.topk(NEIGHBOURS, largest=False).indices)
+    exact = view.rows.double()
+    inside = torch.clamp(x.double() @ view.transform.double(), exact.amin(0), exact.amax(0))
+    squared = (inside[:, None] - exact).square().sum(-1) + view.penalty
+    assert torch.equal(view.nearest(x).sort().values, squared.topk(NEIGHBOURS, largest=False).indices.sort().values)
+
+
+@pytest.mark.parametrize("stored", [200, 3000])
+def test_stored_rows_that_are_alike_are_all_found(stored: int):
+    """Copies lie in one group, and as the largest value of it are as large as its maximum."""
+    rows = correlated(stored)
+    rows[40:48] = rows[40]
+    view = fit_kernel_view(rows, (0.3,), seeded())
+    assert set(range(40, 48)) <= set(view.nearest(rows[40:41])[0].tolist())
+
+
+def test_a_model_that_does_not_say_looks_at_sixteen_neighbours():
+    options = {"train": {"steps": 2}, "network": {"width": 8}}
+    bundle = tabdiff.fit(ties(), tabdiff.FitConfig.model_validate(options)).bundle
+    before = replace(bundle, model={name: value for name, value in bundle.model.items() if name != "neighbours"})
+    for model, count in ((bundle, NEIGHBOURS), (before, 16)):
+        kernels = build_programs(model)[0].kernels
+        x = torch.zeros(2, len(bundle.codec.layout.view_columns))
+        assert [kernel.nearest(x).shape[1] for kernel in kernels.values()] == [count, count]
 
 
 def test_a_stored_row_that_is_left_out_is_not_found():

@@ -96,8 +96,10 @@ def test_a_score_depends_on_its_row_alone():
     x = blob(1100, seed=1)
     fitted = detector().fit(blob(200))
     together = fitted.score_samples(x)
-    np.testing.assert_array_equal(together[::-1], fitted.score_samples(x[::-1]))
-    np.testing.assert_array_equal(together[:3], [fitted.score_samples(x[i : i + 1])[0] for i in range(3)])
+    # To rounding: a matrix product adds up a row at the edge of a block in another order.
+    np.testing.assert_allclose(together[::-1], fitted.score_samples(x[::-1]), rtol=1e-6, atol=1e-6)
+    alone = [fitted.score_samples(x[i : i + 1])[0] for i in range(3)]
+    np.testing.assert_allclose(together[:3], alone, rtol=1e-6, atol=1e-6)
 
 
 def table_of(x: np.ndarray) -> pl.DataFrame:

@@ -13,7 +13,7 @@ from tabdiff.codec import Codec, Encoded
 from tabdiff.config import FitConfig
 from tabdiff.layout import Layout
 from tabdiff.nn.denoiser import Denoiser
-from tabdiff.nn.kernel import KernelView, fit_kernel_view, fit_subset_kernels
+from tabdiff.nn.kernel import NEIGHBOURS, KernelView, fit_kernel_view, fit_subset_kernels
 from tabdiff.nn.mixture import fit_mixture
 from tabdiff.nn.objective import fill_gated
 from tabdiff.nn.process import MixedProcess
@@ -231,5 +231,6 @@ def describe(denoiser: Denoiser, report: dict[str, Any]) -> dict[str, Any]:
         "blocks": denoiser.depth,
         "dropout": denoiser.dropout,
         "order": list(denoiser.order),
+        "neighbours": NEIGHBOURS,
         "report": report,
     }

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tabdiff.nn.process import MixedProcess
 
-NEIGHBOURS = 16  # stored rows that reconstruct a row; more reconstruct no better and cost more
+NEIGHBOURS = 12  # stored rows that reconstruct a row; more reconstruct hardly better and cost more
 _GROUP = 16  # stored rows whose closest one is found before any are sorted
-_SPARE = 8  # stored rows that are looked at beyond the nearest
+_SPARE = 2  # stored rows that are looked at beyond the nearest
 _PENALTY = 0.02  # largest penalty, in squared distances to the nearest rows
 _MISMATCH = 1e-6  # probability that a shown category is not the row's own; keeps a row that matches nowhere defined
 
@@ -50,6 +50,7 @@ class KernelView(nn.Module):
         inverse: (R, R) takes it back.
         levels: (K,) noise levels.
         penalty: (M,) small fixed addition to each row's squared distance, which decides among rows that are equally far.
+        count: N, stored rows that reconstruct a row.
     """
 
     rows: Tensor
@@ -57,10 +58,14 @@ class KernelView(nn.Module):
     inverse: Tensor
     levels: Tensor
     penalty: Tensor
-    lookup: Tensor
+    centre: Tensor
     exact: Tensor
+    stored: Tensor
+    lookup: Tensor
     low: Tensor
     high: Tensor
+    slots: Tensor
+    one: Tensor
 
     def __init__(
         self,
@@ -69,54 +74,66 @@ class KernelView(nn.Module):
         inverse: Float[Tensor, "r r"],
         levels: Float[Tensor, " k"],
         penalty: Float[Tensor, " m"],
+        count: int = NEIGHBOURS,
     ) -> None:
         super().__init__()
+        self.count = min(count, max(1, len(rows) - 1))
         stored = {"rows": rows, "transform": transform, "inverse": inverse, "levels": levels, "penalty": penalty}
         for name, value in stored.items():
             self.register_buffer(name, value)
+        pad = nn.functional.pad
+        centred = rows - rows.mean(0)
         derived = {
-            "exact": transform.double(),
-            "lookup": _lookup(rows, 0.5 * (rows.square().sum(-1) + penalty)),
-            "low": rows.amin(0),
-            "high": rows.amax(0),
+            "centre": pad(rows.mean(0), (0, 1)).double(),
+            "exact": pad(transform, (0, 1)).double(),
+            "stored": torch.cat([centred, penalty.sqrt()[:, None]], dim=1),
+            "lookup": _lookup(centred, 0.5 * (centred.square().sum(-1) + penalty)),
+            "low": pad(centred.amin(0), (0, 1)).double(),
+            "high": pad(centred.amax(0), (0, 1)).double(),
+            "one": pad(torch.zeros(rows.shape[1]), (0, 1), value=1.0),
+            # |r T|^2 = sum over slots of r (T T' r): what each slot adds. The penalty is no residual.
+            "slots": pad(torch.cat([inverse, transform.T], dim=1), (0, 0, 0, 1)),
         }
         for name, value in derived.items():
-            self.register_buffer(name, value, persistent=False)
+            self.register_buffer(name, value.contiguous(), persistent=False)
 
-    def nearest(
-        self, x: Float[Tensor, "b r"], left_out: Tensor | None = None, count: int = NEIGHBOURS
-    ) -> Int[Tensor, "b n"]:
-        """The stored rows nearest to each x. `left_out` (B,) is the stored row to ignore, -1 for none.
+    def nearest(self, x: Float[Tensor, "b r"], left_out: Tensor | None = None) -> Int[Tensor, "b n"]:
+        """The stored rows nearest to each x, in any order. `left_out` (B,) is the stored row to ignore, -1 for none.
 
         A row far outside looks from where the range of the stored rows is nearest to it: in single precision its own
         distances would be rounded to the same number. Single precision only proposes, a few more than asked for, and double
         precision decides: or two engines that round differently would compare a row with different neighbours.
         """
-        inside = torch.clamp(x.double() @ self.exact, self.low, self.high)
-        closeness = torch.nn.functional.pad(inside.float(), (0, 1), value=1.0) @ self.lookup
+        inside = torch.clamp(self._place(x), self.low, self.high).float()
+        closeness = (inside + self.one) @ self.lookup
         if left_out is not None:
             own = torch.arange(closeness.shape[1], device=x.device) == left_out[:, None]
             closeness = closeness.masked_fill(own, -torch.inf)
-        most = max(1, len(self.rows) - 1)
-        proposed = highest(closeness, min(count + _SPARE, most))
-        squared = (inside[:, None] - self.rows[proposed].double()).square().sum(-1) + self.penalty[proposed]
-        return proposed.gather(1, squared.topk(min(count, most), largest=False).indices)
+        proposed = highest(closeness, min(self.count + _SPARE, max(1, len(self.rows) - 1)))
+        # Proposals first, rows second: what is subtracted from is then one piece of memory for each proposal.
+        difference = nn.functional.embedding(proposed.T, self.stored) - inside
+        squared = (difference * difference).double().sum(-1).T
+        return proposed.gather(1, squared.topk(self.count, largest=False, sorted=False).indices)
 
     def forward(
         self, x: Float[Tensor, "b r"], nearest: Int[Tensor, "b n"]
     ) -> tuple[Float[Tensor, "b k r"], Float[Tensor, "b n"]]:
         """Squared residual of one noiseless step at each level, shared out over the slots of the view, and squared distances.
 
-        Distances are taken from differences, not from products, and in double precision: for a row far outside they are
-        large, and their differences decide on the weights.
+        Distances are taken from differences, not from products, and added up in double precision: for a row far outside they
+        are large, and their differences decide on the weights.
         """
-        exact = (x.double() @ self.exact)[:, None] - self.rows[nearest].double()
-        squared = exact.square().sum(-1) + self.penalty[nearest]
-        residual = local_weights(squared, self.levels) @ exact.float()
-        # |r T|^2 = sum over slots of r (T T' r): what each slot adds, never counted below zero.
-        parts = ((residual @ self.inverse) * (residual @ self.transform.T)).clamp_min(0)
-        total = residual.square().sum(-1, keepdim=True)
-        return parts * (total / parts.sum(-1, keepdim=True).clamp_min(1e-30)), squared.float()
+        difference = self._place(x).float()[:, None] - nn.functional.embedding(nearest, self.stored)
+        squared = (difference * difference).double().sum(-1)
+        residual = local_weights(squared, self.levels) @ difference
+        left, right = (residual @ self.slots).chunk(2, dim=-1)
+        parts = (left * right).clamp_min(0)
+        total = (residual * residual)[..., :-1].sum(-1, keepdim=True)
+        return parts * (total / parts.sum(-1, keepdim=True).clamp_min(1e-30)), squared
+
+    def _place(self, x: Float[Tensor, "b r"]) -> Float[Tensor, "b r1"]:
+        """x in the metric, as far from the middle of the stored rows, in double precision; 0 where those have their penalty."""
+        return x.double() @ self.exact - self.centre
 
 
 def _lookup(rows: Float[Tensor, "m r"], offset: Float[Tensor, " m"]) -> Float[Tensor, "r1 columns"]:
@@ -129,19 +146,24 @@ def _lookup(rows: Float[Tensor, "m r"], offset: Float[Tensor, " m"]) -> Float[Te
 
 
 def highest(values: Float[Tensor, "b m"], count: int) -> Int[Tensor, "b n"]:
-    """Places of the `count` largest values of each row, largest first; M is a multiple of the group, or small.
+    """Places of the `count` largest values of each row, in any order; M is a multiple of the group, or small.
 
     The `count` groups with the largest maxima hold them all, so only those are sorted: a maximum is taken at the speed of memory, a
     heap of thousands is not.
     """
     groups = values.shape[1] // _GROUP
     if groups <= max(count, _GROUP):
-        return values.topk(count, dim=-1).indices
-    grouped = values.reshape(-1, groups, _GROUP)
-    best = grouped.amax(-1).topk(count, dim=-1).indices  # (B, count)
-    inside = grouped.gather(1, best[..., None].expand(-1, -1, _GROUP)).flatten(1)
-    place = inside.topk(count, dim=-1).indices
-    found: Tensor = best.gather(1, place // _GROUP) * _GROUP + place % _GROUP
+        return values.topk(count, dim=-1, sorted=False).indices
+    top, best = values.reshape(-1, groups, _GROUP).amax(-1).topk(count, dim=-1, sorted=False)
+    first = torch.arange(values.shape[0], device=values.device)[:, None] * groups
+    inside = nn.functional.embedding(best + first, values.reshape(-1, _GROUP))  # (B, count, group)
+    # The maxima come first: nearly all of them are among the highest, and a heap that begins with those hardly changes.
+    own = inside.argmax(-1)
+    rest = inside.masked_fill(torch.arange(_GROUP, device=values.device) == own[..., None], -torch.inf)
+    place = torch.cat([top, rest.flatten(1)], dim=1).topk(count, dim=-1, sorted=False).indices
+    other = (place - count).clamp_min(0)
+    maximum = (best * _GROUP + own).gather(1, place.clamp_max(count - 1))
+    found: Tensor = torch.where(place < count, maximum, best.gather(1, other // _GROUP) * _GROUP + other % _GROUP)
     return found
 
 

@@ -58,20 +58,22 @@ class MixtureView(nn.Module):
         into = self.axes.permute(1, 0, 2).reshape(width, count * width)
         start = (self.means[:, None] @ self.axes).reshape(count * width)
         # In double precision: far from all components distances are large, and their differences decide.
-        along = (x.double() @ into.double() - start.double()).float().view(-1, count, width)
-        squared = along.square()
-        totals, shares = [], []
-        for level in self.levels:
-            variance = self.variance + level**2
-            distance = (squared / variance).sum(-1)
-            log_density = self.log_share - 0.5 * (variance.log().sum(-1) + distance)
-            shares.append(torch.softmax(log_density, dim=-1))
-            totals.append((shares[-1] * distance).sum(-1))
-        middle = len(shares) // 2
-        pull = along * (shares[middle][..., None] / (self.variance + self.levels[middle] ** 2))
-        back = torch.einsum("bkr,ksr->bks", pull, self.axes)
-        parts = ((x[:, None] - self.means) * back).sum(1).clamp_min(0) + 1e-30
-        return torch.stack(totals, dim=1)[..., None] * (parts / parts.sum(-1, keepdim=True))[:, None]
+        along = torch.addmm(-start.double(), x.double(), into.double()).float()
+        variance = self.variance + self.levels[:, None, None] ** 2  # (L, K, R)
+        # Sums over the slots of each component are products with a matrix that holds the components in blocks.
+        own = torch.eye(count).repeat_interleave(width, dim=0)  # (K R, K)
+        inverse = torch.cat([own / one.reshape(-1, 1) for one in variance], dim=1)  # (K R, L K)
+        distance = ((along * along) @ inverse).view(-1, len(variance), count)
+        share = torch.softmax(self.log_share - 0.5 * (variance.log().sum(-1) + distance), dim=-1)
+        totals = (share * distance).sum(-1)
+        # The pull towards each component, along its axes, and what it is in each slot: (x - mean) * (pull axes').
+        middle = len(variance) // 2
+        pull = along * (share[:, middle] @ (own / variance[middle].reshape(-1, 1)).T)
+        back = self.axes.permute(0, 2, 1).reshape(count * width, width)
+        moved = (self.means[:, None] * self.axes.permute(0, 2, 1)).reshape(count * width, width)
+        whole, offset = (pull @ torch.cat([back, moved], dim=1)).chunk(2, dim=-1)
+        parts = (x * whole - offset).clamp_min(0) + 1e-30
+        return totals[..., None] * (parts / parts.sum(-1, keepdim=True))[:, None]
 
 
 def fit_mixture(

@@ -6,6 +6,8 @@ engine (`tabdiff.runtime.Runtime`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -93,18 +95,18 @@ class Score(nn.Module):
         layout = self.denoiser.process.layout
         views = []
         raw = x[..., layout.view("raw")].flatten(1)
-        nearest = self.kernels["raw"].nearest(raw, left_out) if len(self.kernels) else None  # type: ignore[operator]
+        nearest: Any = self.kernels["raw"].nearest(raw, left_out) if len(self.kernels) else None  # type: ignore[operator]
         for name, kernel in self.kernels.items():
             squared, distance = kernel(x[..., layout.view(name)].flatten(1), nearest)
-            views.append(_merge(squared @ self.view_columns))
+            views.append(_merge(squared, self.view_columns))
             if name == "raw":
                 weight = local_weights(distance, self.usual_level[None])[:, 0]
-                usual = (weight * self.usual_log[nearest]).sum(-1)
+                usual = (weight * nn.functional.embedding(nearest, self.usual_log[:, None]).flatten(1)).sum(-1)
                 views.append(views[-1] * torch.exp(-_NEIGHBOUR_SHARE * usual)[:, None])
         if self.mixture is not None:
             views += (self.mixture(raw) @ self.view_columns).unbind(1)  # a view for each of its two levels
         if self.subsets is not None:
-            views.append(_merge(self.subsets(x[..., layout.view("asinh")].flatten(1)) @ self.view_columns))
+            views.append(_merge(self.subsets(x[..., layout.view("asinh")].flatten(1)), self.view_columns))
         errors = [view[:, None] for view in views]
         errors += [view(x[..., layout.view("raw")]) @ self.view_columns for view in self.windows.values()]
         if len(self.times):
@@ -138,13 +140,15 @@ class Score(nn.Module):
         errors = (errors * weights).view(levels, probes, b, length, units)
         counts = weights.view(levels, probes, b, length, units).sum(1).clamp_min(1.0)
         per_column = (errors.sum(1) / counts * present.to(x.dtype)) @ self.units_to_columns
-        return _merge(per_column.permute(1, 2, 0, 3))
+        return _merge(per_column.permute(1, 2, 0, 3), torch.eye(per_column.shape[-1], device=x.device))
 
 
-def _merge(errors: Float[Tensor, "*b k c"]) -> Float[Tensor, "*b c"]:
+def _merge(errors: Float[Tensor, "*b k r"], columns: Float[Tensor, "r c"]) -> Float[Tensor, "*b c"]:
     """One error per column from K noise levels: the geometric mean of the totals, shared out as the levels do on average."""
     total = errors.sum(-1)
-    share = (errors / total.clamp_min(1e-30)[..., None]).mean(-2)
+    # The mean over the levels and the sum over the slots of a column in one product.
+    levels = errors.shape[-2]
+    share = (errors / total.clamp_min(1e-30)[..., None]).flatten(-2) @ (columns.repeat(levels, 1) / levels)
     # The floor only keeps exact copies of training rows finite.
     return share * torch.log(total + 1e-9).mean(-1).exp()[..., None]
 

@@ -22,6 +22,8 @@ from tabdiff.nn.wiener import WindowView
 from tabdiff.scoring import CHUNK_ROWS
 from tabdiff.windows import Span
 
+_NEIGHBOURS_BEFORE = 16  # of models that do not say how many stored rows reconstruct a row
+
 
 def resolve_device(device: str) -> torch.device:
     """ "auto" is CUDA where there is one, else the CPU.
@@ -76,10 +78,10 @@ def build_programs(bundle: Bundle) -> tuple[Score, Step]:
     """Score and Step with the bundle's weights; they share one denoiser."""
     tensors = {name.removeprefix("score."): torch.as_tensor(value) for name, value in bundle.tensors.items()}
     denoiser = build_denoiser(bundle.codec.layout, bundle.model, bundle.tensors)
+    count = bundle.model.get("neighbours", _NEIGHBOURS_BEFORE)
+    parts: tuple[str, ...] = ("rows", "transform", "inverse", "levels", "penalty")
     kernels = {
-        view: KernelView(
-            *(tensors[f"kernels.{view}.{name}"] for name in ("rows", "transform", "inverse", "levels", "penalty"))
-        )
+        view: KernelView(**{name: tensors[f"kernels.{view}.{name}"] for name in parts}, count=count)
         for view in bundle.codec.layout.views
         if f"kernels.{view}.rows" in tensors
     }
