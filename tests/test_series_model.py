@@ -21,6 +21,7 @@ from tabdiff.nn.wiener import SIGMAS, fit_window_view
 from tabdiff.planting import KINDS, Plant
 from tabdiff.series_check import WindowedPca
 from tabdiff.series_model import SeriesModel, SeriesState
+from tests.devices import run_on_one_device
 
 START = datetime(2024, 3, 1)
 
@@ -56,6 +57,10 @@ def broken() -> pl.DataFrame:
     outlet = frame["outlet"].to_numpy().copy()
     outlet[200:240] += 1.2
     return frame.with_columns(pl.Series("outlet", outlet))
+
+
+def test_no_tensor_stays_behind_on_a_device(model: SeriesModel) -> None:
+    run_on_one_device(model.bundle, model.window)
 
 
 # ------------------------------------------------------------------------------------------------- closed forms

@@ -61,7 +61,7 @@ class MixtureView(nn.Module):
         along = torch.addmm(-start.double(), x.double(), into.double()).float()
         variance = self.variance + self.levels[:, None, None] ** 2  # (L, K, R)
         # Sums over the slots of each component are products with a matrix that holds the components in blocks.
-        own = torch.eye(count).repeat_interleave(width, dim=0)  # (K R, K)
+        own = torch.eye(count, device=x.device).repeat_interleave(width, dim=0)  # (K R, K)
         inverse = torch.cat([own / one.reshape(-1, 1) for one in variance], dim=1)  # (K R, L K)
         distance = ((along * along) @ inverse).view(-1, len(variance), count)
         share = torch.softmax(self.log_share - 0.5 * (variance.log().sum(-1) + distance), dim=-1)
