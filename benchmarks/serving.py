@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -28,46 +29,57 @@ import tabdiff
 from onnx_export import export
 from tabdiff.serve.bodies import ARROW, arrow_of, cells_of, json_of
 
-HEADERS = {"Content-Type": ARROW}
-
 
 def server_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:
+    """Send a request over an open connection and read the whole answer; its status. No client library: one costs more than the server."""
+    writer.write(request)
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+    length = next(line for line in head.splitlines() if line.startswith("content-length:"))
+    await reader.readexactly(int(length.partition(":")[2]))
+    return int(head.split()[1])
+
+
 async def load(
-    url: str,
+    port: int,
     clients: int,
     body: bytes,
-    headers: dict[str, str],
+    kind: str,
     duration: float,
     stop: subprocess.Popen[bytes] | None = None,
 ) -> tuple[list[float], list[str]]:
     """Latencies of answered requests, and what became of the others. `stop` is signalled once 20 are answered."""
     taken: list[float] = []
     lost: list[str] = []
-    # One pool with a connection for each client: making clients costs more than asking.
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(timeout=60, limits=limits, verify=False) as client:
-        end = time.perf_counter() + duration
+    head = f"POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    request = head.encode() + body
+    opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(clients)]
+    end = time.perf_counter() + duration
 
-        async def ask() -> None:
-            while time.perf_counter() < end:
-                started = time.perf_counter()
-                try:
-                    answer = await client.post(f"{url}/v1/score", content=body, headers=headers)
-                except httpx.TransportError as error:
-                    lost.append(type(error).__name__)
-                    return
-                if answer.status_code != 200:
-                    lost.append(str(answer.status_code))
-                    return
-                taken.append(time.perf_counter() - started)
-                if stop is not None and len(taken) == 20:
-                    stop.send_signal(signal.SIGTERM)
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while time.perf_counter() < end:
+            started = time.perf_counter()
+            try:
+                status = await ask(reader, writer, request)
+            except asyncio.IncompleteReadError as error:
+                lost.append("answer cut short" if error.partial else "closed, no answer begun")
+                break
+            except OSError:
+                lost.append("closed, no answer begun")
+                break
+            if status != 200:
+                lost.append(str(status))
+                break
+            taken.append(time.perf_counter() - started)
+            if stop is not None and len(taken) == 20:
+                stop.send_signal(signal.SIGTERM)
+        writer.close()
 
-        await asyncio.gather(*(ask() for _ in range(clients)))
+    await asyncio.gather(*(client(*connection) for connection in opened))
     return taken, lost
 
 
@@ -102,18 +114,18 @@ def main() -> None:
             rows_to_score = tabdiff.load(path).sample(100)
             one, hundred = rows_to_score.head(1), rows_to_score
             bodies = {
-                "1 row, JSON": (json_of({"rows": cells_of(one)}), {"Content-Type": "application/json"}, 1),
-                "1 row, Arrow": (arrow_of(one), HEADERS, 1),
-                "100 rows, Arrow": (arrow_of(hundred), HEADERS, 100),
+                "1 row, JSON": (json_of({"rows": cells_of(one)}), "application/json", 1),
+                "1 row, Arrow": (arrow_of(one), ARROW, 1),
+                "100 rows, Arrow": (arrow_of(hundred), ARROW, 100),
             }
             print(
                 f"{'body':18} {'clients':>8} {'p50 ms':>8} {'p99 ms':>8} {'rows/s':>9} {'rows per server CPU-s':>22} {'lost':>5}"
             )
-            for name, (body, headers, rows) in bodies.items():
-                asyncio.run(load(url, 1, body, headers, 0.5))
+            for name, (body, kind, rows) in bodies.items():
+                asyncio.run(load(port, 1, body, kind, 0.5))
                 for clients in (1, 8, 64):
                     cpu, started = server_seconds(process.pid), time.perf_counter()
-                    taken, lost = asyncio.run(load(url, clients, body, headers, given.seconds))
+                    taken, lost = asyncio.run(load(port, clients, body, kind, given.seconds))
                     wall, cpu = time.perf_counter() - started, server_seconds(process.pid) - cpu
                     p50, p99 = np.quantile(taken, [0.5, 0.99]) * 1e3
                     count = rows * len(taken)
@@ -122,8 +134,10 @@ def main() -> None:
                         flush=True,
                     )
 
-            taken, lost = asyncio.run(load(url, 8, *bodies["100 rows, Arrow"][:2], 60, process))
-            print(f"SIGTERM under load: {len(taken)} answered; refused after that: {lost}; exit {process.wait(60)}")
+            taken, lost = asyncio.run(load(port, 8, *bodies["100 rows, Arrow"][:2], 60, process))
+            print(
+                f"SIGTERM under load: {len(taken)} answered; not answered: {dict(Counter(lost))}; exit {process.wait(60)}"
+            )
         finally:
             process.kill()
 

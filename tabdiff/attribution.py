@@ -48,7 +48,7 @@ class Habits:
 
     @classmethod
     def fit(
-        cls, stretches: Sequence[tuple[Float64[np.ndarray, "k c"], Bool[np.ndarray, "k c"]]], window: int, steps: int
+        cls, stretches: Sequence[tuple[Float64[np.ndarray, "_ c"], Bool[np.ndarray, "_ c"]]], window: int, steps: int
     ) -> Habits:
         """Habits in stretches of normal time.
 

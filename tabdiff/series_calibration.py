@@ -209,7 +209,7 @@ def _habits(found: Sequence[_Stretch], window: int) -> Habits:
     return Habits.fit(seen, window, found[0].expectation.evidence_steps)
 
 
-def _longest(held: Sequence[Bool[np.ndarray, " k"]]) -> tuple[int, int, int, int]:
+def _longest(held: Sequence[Bool[np.ndarray, " _"]]) -> tuple[int, int, int, int]:
     """Length, recording, start and end of the longest stretch that is held out."""
     return max((end - start, index, start, end) for index, mine in enumerate(held) for start, end in runs_of(mine))
 
