@@ -43,8 +43,10 @@ class Server:
             yield client
 
     def ask(self, path: str, **body: Any) -> Any:
+        """The answer to a POST. A server whose database is locked says 503, has done nothing, and is asked again."""
         with self.client() as client:
-            return client.post(path, json=body).raise_for_status().json()
+            answer = wait_for(lambda: None if (found := client.post(path, json=body)).status_code == 503 else found)
+            return answer.raise_for_status().json()
 
     @contextmanager
     def process(self, *arguments: str, name: str) -> Iterator[subprocess.Popen[bytes]]:

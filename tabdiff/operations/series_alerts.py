@@ -67,7 +67,7 @@ def settle(
 
     Args:
         events: of the entities that were looked at, final ones first, each kind in order of time.
-        opened: open alerts of the stream, as `Scores.open_alerts` gives them.
+        opened: open alerts of the stream, as `Scores.open_alerts` gives them; `begun` is the first place of one of another version.
         final: of the entities that were looked at, the place before which all are final; None for all. Alerts of others stay as they are.
         reach: places between an event and an alert within which they are the same.
         seen: what was recorded at the peak of an event; None if that is not known any more.
@@ -113,9 +113,9 @@ def _alert(
 ) -> Alert:
     """The alert of an event. Where what was seen at the peak is not known any more, that of the alert before is kept.
 
-    An alert keeps its beginning: another event may touch it, or another version may have seen only the rest of it.
+    An alert that another version raised keeps its beginning, of which this one knows nothing.
     """
-    first = event.first if before is None else min(event.first, before["first_place"])
+    first = event.first if before is None else min(event.first, before.get("begun", event.first))
     if seen is None and before is not None and before["values"]:
         values, known = before["values"], {reason["column"]: reason for reason in before["reasons"]}
     else:

@@ -70,11 +70,15 @@ class SeriesJudge:
         if self._state is not None and self._made_by != self.version.id:
             outcome, opened = self._end_of_version(opened)
             ending = [outcome]
+        opened = [self._of_version(alert) for alert in opened]
         taken = self._pass.take(self._kept, piece.frame, opened)
         self._tell_late(piece, taken)
         self._kept, self._state, self._made_by = taken.kept, taken.kept.to_bytes(), self.version.id
         self._rows += piece.part.rows
         return [*ending, self._outcome(piece.part, piece.watermark, taken, self.version.id, self._state)]
+
+    def _of_version(self, alert: dict[str, Any]) -> dict[str, Any]:
+        return alert if alert["model_id"] == self.version.id else {**alert, "begun": alert["first_place"]}
 
     def _outcome(
         self, part: Part, watermark: dict[str, Any] | None, taken: Taken, model_id: int, state: bytes | None

@@ -119,9 +119,9 @@ class Scores:
         return state
 
     def open_alerts(self, stream: Stream) -> list[dict[str, Any]]:
-        """Alerts of a stream that later parts may change, oldest first."""
+        """Alerts of a stream that later parts may change, oldest first, each with the version (`model_id`) that raised it."""
         query = (
-            sa.select(t.alerts)
+            sa.select(t.alerts, t.partitions.c.model_id)
             .join(t.partitions, t.partitions.c.id == t.alerts.c.partition_id)
             .where(t.partitions.c.stream_id == stream.id, t.alerts.c.open)
             .order_by(t.alerts.c.id)
