@@ -104,9 +104,7 @@ class Habits:
     ) -> Float64[np.ndarray, "n c"]:
         """How much each sensor is suspected at each of N places: of a spell, beside the most that it is in normal time; and of the whole window."""
         found = self.suspicion(evidence, unchanged, places, window, steps) / self.highest
-        reach, total = min(window // 2, far_of(window, steps)), _sums(evidence)
-        begin, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(evidence))
-        mean = (total[end] - total[begin]) / (end - begin)[:, None]
+        mean = _means(evidence, min(window // 2, far_of(window, steps)))[places]
         above = np.maximum(np.log(np.maximum(mean, _LEAST_LEVEL)) - self.long_level, 0.0) / self.long_scatter
         return np.asarray(found + _WHOLE * above**2)
 

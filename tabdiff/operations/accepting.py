@@ -11,7 +11,7 @@ import polars as pl
 
 from tabdiff.errors import StoreError
 from tabdiff.files import atomic_folder
-from tabdiff.operations.levels import ACCEPTED, record, shifted
+from tabdiff.operations.levels import ACCEPTED, record, rows_of, shifted
 from tabdiff.operations.reading import newest_rows
 from tabdiff.operations.series_trials import canonical_times
 from tabdiff.operations.training import FITTED, REFERENCE
@@ -70,9 +70,10 @@ def accept_level(workspace: Workspace, alert_id: int, author: str, note: str = "
         with atomic_folder(folder) as temporary:
             accepted.save(temporary / "bundle")
             pl.read_parquet(champion.folder / REFERENCE).write_parquet(temporary / REFERENCE)
-            _at_level(pl.read_parquet(champion.folder / FITTED), model, alert["entity"], moved).write_parquet(
-                temporary / FITTED
-            )
+            # Rows of the fit at the new level, so that monitoring does not call it a drift.
+            fitted, config = pl.read_parquet(champion.folder / FITTED), model.plan.config
+            mine = rows_of(fitted, config, alert["entity"])
+            shifted(fitted, mine, config, moved).write_parquet(temporary / FITTED)
         known = champion.metrics.get(ACCEPTED, [])
         metrics = {**champion.metrics, ACCEPTED: [*known, {**detail, **record(model, alert, moved)}]}
         source_id = workspace.sources.get(alert["source"])[0]
@@ -95,8 +96,7 @@ def _since(rows: pl.DataFrame, model: SeriesModel, alert: dict[str, Any]) -> pl.
     inside = places >= alert["first_place"]
     if not alert["open"]:
         inside &= places <= alert["last_place"]
-    if grid.entity is not None:
-        inside &= rows[grid.entity].cast(pl.String) == alert["entity"]
+    inside &= rows_of(rows, config, alert["entity"])
     named = [reason["column"] for reason in alert["reasons"]]
     mine = rows.filter(inside.fill_null(False))
     passed = places.filter(inside.fill_null(False)).n_unique()
@@ -115,12 +115,3 @@ def _moved(model: SeriesModel, accepted: SeriesModel, entity: str | None) -> dic
     before, after = (each.plan.units.get(str(entity), {}) for each in (model, accepted))
     moved = {name: after[name][0] - before.get(name, (0.0, 1.0))[0] for name in after}
     return {name: shift for name, shift in moved.items() if shift}
-
-
-def _at_level(rows: pl.DataFrame, model: SeriesModel, entity: str | None, moved: dict[str, float]) -> pl.DataFrame:
-    """Rows of the fit at the new level, so that monitoring does not call it a drift."""
-    config = model.plan.config
-    mine = pl.repeat(True, rows.height, eager=True)
-    if config.entity is not None:
-        mine = (rows[config.entity].cast(pl.String) == entity).fill_null(False)
-    return shifted(rows, mine, config, moved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -28,14 +29,16 @@ class _Job(BaseModel):
             return cls.model_validate(options)
         except ValidationError as error:
             lines = "; ".join(
-                f"{'.'.join(map(str, e['loc'])) or 'options'}: {cls._unknown(e['loc'][0]) if e['type'] == 'extra_forbidden' and len(e['loc']) == 1 else e['msg']}"
-                for e in error.errors()
+                f"{'.'.join(map(str, e['loc'])) or 'options'}: {cls._what_is_wrong(e)}" for e in error.errors()
             )
             raise ConfigError(f"these options cannot be used: {lines}.") from None
 
     @classmethod
-    def _unknown(cls, name: Any) -> str:
-        """What to say of an option that the job has not got."""
+    def _what_is_wrong(cls, error: Mapping[str, Any]) -> str:
+        """The message of one problem; for an option that the job has not got, where it is or what there is."""
+        if error["type"] != "extra_forbidden" or len(error["loc"]) != 1:
+            return str(error["msg"])
+        (name,) = error["loc"]
         for part, field in cls.model_fields.items():
             inner = field.annotation
             if isinstance(inner, type) and issubclass(inner, BaseModel) and name in inner.model_fields:

@@ -78,7 +78,8 @@ def agreement(
 
     Both are empty if fewer than five events can be read by both.
     """
-    said = [(_agrees(challenger, event), _agrees(champion, event)) for event in events]
+    versions = [(wide(version), version.rule().threshold(version.blocks)) for version in (challenger, champion)]
+    said = [[_agrees(*version, event) for version in versions] for event in events]
     both = [(new, old) for new, old in said if new is not None and old is not None]
     if len(both) < FEWEST:
         return {}, {}
@@ -86,16 +87,16 @@ def agreement(
     return {"agreement": new, "judged": float(len(both))}, {"agreement": old, "judged": float(len(both))}
 
 
-def _agrees(model: SeriesModel, event: JudgedEvent) -> bool | None:
-    """None if the version cannot read the rows, or has no score within the event."""
+def _agrees(model: SeriesModel, threshold: float, event: JudgedEvent) -> bool | None:
+    """Whether a version for wide rows says the same; None if it cannot read them, or has no score within the event."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TabdiffWarning)  # of new columns
-            places = wide(model).score(model.schema.restore(event.rows)).places
+            places = model.score(model.schema.restore(event.rows)).places
     except SchemaError:
         return None
     inside = places.filter(pl.col(model.plan.grid.time).is_between(event.first, event.last))["score"].drop_nulls()
     if not len(inside):
         return None
     highest: Any = inside.max()
-    return bool(highest > model.rule().threshold(model.blocks)) == event.anomaly
+    return bool(highest > threshold) == event.anomaly

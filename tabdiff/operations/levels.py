@@ -50,21 +50,31 @@ def levelled(
         ConfigError: there is no such time zone.
     """
     kept: list[Mapping[str, Any]] = []
+    if not records:
+        return frame, kept
+    times = canonical_times(frame, config)
     for known in records:
         if (known["entity"] is None) != (config.entity is None):
             continue  # the rows are told apart in another way than they were
-        times = canonical_times(frame, config)
         before, since = (_time(known[name], times) for name in ("before", "since"))
         if before is None or since is None:
             continue  # time is counted in another way than it was
-        mine = pl.Series([True]) if config.entity is None else frame[config.entity].cast(pl.String) == known["entity"]
+        mine = rows_of(frame, config, known["entity"])
         early = (mine & (times < before)).fill_null(False)
         changing = (mine & (times >= before) & (times < since)).fill_null(False)
         if not early.any():
             continue
         kept.append(known)
         frame = shifted(frame, early, config, known["levels"]).filter(~changing)
+        times = times.filter(~changing)
     return frame, kept
+
+
+def rows_of(rows: pl.DataFrame, config: SeriesConfig, entity: str | None) -> pl.Series:
+    """Which rows are of an entity; all where there is one recording."""
+    if config.entity is None:
+        return pl.repeat(True, rows.height, eager=True)
+    return (rows[config.entity].cast(pl.String) == entity).fill_null(False)
 
 
 def shifted(rows: pl.DataFrame, mask: pl.Series, config: SeriesConfig, moved: Mapping[str, float]) -> pl.DataFrame:
