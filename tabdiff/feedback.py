@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 
 from tabdiff.codec import Codec
 from tabdiff.errors import ConfigError
@@ -27,6 +27,8 @@ _VIEW = "raw"
 _CONFIRMED = {"confirmed", "anomaly", "true", "1"}
 _FALSE_ALARM = {"false alarm", "false_alarm", "normal", "false", "0"}
 _NOT_JUDGED = {"", "none", "open", "unreviewed"}
+_BLOCK = 1024  # rows that are compared with all judged ones at once
+_ROUNDED = 1e-13  # share of squares that products in double precision may round away, and more
 _SAME = 1e-9  # squared distance of a row that is judged again
 
 
@@ -111,12 +113,13 @@ class Feedback:
         if not len(self):
             return excused, raised
         view = x[:, memory.slots].astype(np.float64) @ memory.transform
-        distance = _squared(view, self.rows @ memory.transform)
-        close = np.flatnonzero((distance < 2 * self.reach).any(axis=1))
+        judged = self.rows @ memory.transform
+        close = _perhaps_like(view, judged, self.reach, memory.rows)
         if not len(close):
             return excused, raised
+        distance = _squared(view[close], judged)
         own = _nearest(view[close], memory.rows)
-        relative = distance[close] / np.maximum(np.minimum(self.reach, own[:, None]), 1e-12)
+        relative = distance / np.maximum(np.minimum(self.reach, own[:, None]), 1e-12)
         nearest = relative.argmin(axis=1)
         likeness = np.maximum(0.0, 1 - relative[np.arange(len(close)), nearest] / 2) ** 2
         is_anomaly = self.confirmed[nearest]
@@ -191,6 +194,35 @@ def _squared(a: Float64[np.ndarray, "n r"], b: Float64[np.ndarray, "k r"]) -> Fl
     for place, row in enumerate(b):
         found[:, place] = np.square(a - row).sum(axis=1)
     return found
+
+
+def _perhaps_like(
+    view: Float64[np.ndarray, "n r"],
+    judged: Float64[np.ndarray, "k r"],
+    reach: Float64[np.ndarray, " k"],
+    stored: Float64[np.ndarray, "m r"],
+) -> Int[np.ndarray, " c"]:
+    """Which rows may be like a judged one, so that the others need no exact look. Nearly all are like none."""
+    found = [np.zeros(0, dtype=np.int64)]
+    for begin in range(0, len(view), _BLOCK):
+        block = view[begin : begin + _BLOCK]
+        least, _ = _bounds(block, judged)
+        within = least < 2 * reach
+        some = np.flatnonzero(within.any(axis=1))
+        if len(some):
+            _, own = _bounds(block[some], stored)
+            like = within[some] & (least[some] < 2 * own.min(axis=1)[:, None])
+            found.append(begin + some[like.any(axis=1)])
+    return np.concatenate(found)
+
+
+def _bounds(
+    a: Float64[np.ndarray, "n r"], b: Float64[np.ndarray, "k r"]
+) -> tuple[Float64[np.ndarray, "n k"], Float64[np.ndarray, "n k"]]:
+    """Between what squared distances lie: by a product of matrices, and what that may have rounded away."""
+    size = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1)
+    distance = size - 2 * (a @ b.T)
+    return distance - _ROUNDED * size, distance + _ROUNDED * size
 
 
 def _nearest(x: Float64[np.ndarray, "n r"], rows: Float64[np.ndarray, "m r"]) -> Float64[np.ndarray, " n"]:

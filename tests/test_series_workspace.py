@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from flows.common import _series, _where
 from tabdiff import load_series
 from tabdiff.cli import app
+from tabdiff.config import SeriesConfig
 from tabdiff.errors import ConfigError, SchemaError, StoreError
 from tabdiff.operations import MonitorJob, ScoreJob, TrainJob, accept_level, monitor, score_new, train
 from tabdiff.operations.inspection import inspect
@@ -29,6 +30,7 @@ from tabdiff.operations.series_trials import worse_figures
 from tabdiff.operations.stream_state import Kept
 from tabdiff.operations.tracing import trace, traces
 from tabdiff.operations.training import FITTED as FITTED_ROWS
+from tabdiff.operations.verdicts import without_confirmed
 from tabdiff.series_model import SeriesModel
 from tabdiff.store import Workspace
 from tabdiff.store.triage import Filter
@@ -191,6 +193,44 @@ def test_versions_are_compared_on_what_people_said(
     assert new["judged"] == old["judged"] == len(events)
     assert worse_figures(new, old, 0.02) == ["agreement"]
     assert agreement(deaf, model, events[:4]) == ({}, {})
+
+
+def test_a_confirmed_event_is_no_part_of_a_training(scored: Workspace, data: Path) -> None:
+    (alert,) = scored.triage.queue(ALL)
+    frame = pl.concat(pl.read_parquet(file) for file in sorted(data.glob("*.parquet")))
+    champion, config = scored.models.get("fleet"), SeriesConfig(time="at", entity="machine")
+    scored.scores.judge(alert["id"], "unsure", author="ann")
+    assert without_confirmed(scored, "fleet", frame, config, champion).equals(frame)
+    scored.scores.judge(alert["id"], "anomaly", author="ann")
+    first, last = (alert[end].replace(tzinfo=None) for end in ("at", "ended"))
+    inside = (pl.col("machine") == "right") & pl.col("at").is_between(first, last)
+    assert without_confirmed(scored, "fleet", frame, config, champion).equals(frame.filter(~inside))
+    assert frame.filter(inside).height > 5
+    assert without_confirmed(scored, "other", frame, config, champion).equals(frame)
+    # One recording, which "right" is none of.
+    alone = frame.filter(machine="right").drop("machine")
+    assert without_confirmed(scored, "fleet", alone, SeriesConfig(time="at"), champion).equals(alone)
+
+
+def test_where_time_is_counted_the_champion_knows_it(tmp_path: Path, data: Path) -> None:
+    workspace = Workspace.create(tmp_path / "home")
+    workspace.sources.add("fleet", location=str(data))
+    whole = fleet(0, 520).filter(machine="left").with_columns(step=pl.int_range(520) * 2 + 7).drop("machine", "at")
+    whole[:FITTED].write_parquet(data / "a.parquet")
+    fit = {**FIT, "series": {"time": "step", "window": WINDOW}}
+    train(workspace, TrainJob.of(source="fleet", model="fleet", fit=fit, compiled=False, leave_out_confirmed=False))
+    fault = pl.int_range(pl.len()).is_between(460, 470)
+    frame = whole.with_columns(pressure=pl.when(fault).then(9.0).otherwise("pressure"))
+    frame[FITTED:].write_parquet(data / "b.parquet")
+    score(workspace)
+    alert = workspace.triage.queue(ALL)[0]
+    workspace.scores.judge(alert["id"], "anomaly", author="ann")
+    config, champion = SeriesConfig(time="step"), workspace.models.get("fleet")
+    left = without_confirmed(workspace, "fleet", frame, config, champion)
+    gone = frame.join(left, on="step", how="anti")["step"]
+    steps = frame.filter(fault)["step"]
+    assert set(steps) <= set(gone) <= set(range(steps[0] - 2 * WINDOW, steps[-1] + 2 * WINDOW))
+    assert without_confirmed(workspace, "fleet", frame, config, None).equals(frame)
 
 
 # ------------------------------------------------------------------------------------------------------ scoring

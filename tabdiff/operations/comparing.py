@@ -21,6 +21,7 @@ import polars as pl
 from tabdiff.errors import SchemaError
 from tabdiff.operations.judged_events import JudgedEvent, agreement
 from tabdiff.operations.series_trials import measure_series, spread_of, unseen, worse_figures
+from tabdiff.operations.verdicts import readable
 from tabdiff.store.registry import Version
 
 if TYPE_CHECKING:
@@ -150,12 +151,10 @@ def measure(model: Model, judges: pl.DataFrame, verdicts: list[tuple[dict[str, A
         labels = np.repeat([0, 1], judges.height)
         found["separation"] = float(roc_auc(labels, np.concatenate([scores.score, shuffled])))
         found["fill_error"] = _fill_error(model, judges.head(_FILLED_ROWS))
-    judged = [(values, verdict == "anomaly") for values, verdict in verdicts if verdict != "unsure"]
-    anomalies = sum(label for _, label in judged)
-    if min(anomalies, len(judged) - anomalies) >= _FEWEST_JUDGED:
-        rows = pl.DataFrame([values for values, _ in judged], infer_schema_length=None, strict=False)
-        scored = model.score(rows).score
-        found["agreement"] = float(average_precision(np.array([int(label) for _, label in judged]), scored))
+    rows, said = readable(model.schema, [each for each in verdicts if each[1] != "unsure"])
+    labels = np.array([verdict == "anomaly" for verdict in said], dtype=np.int64)
+    if min(labels.sum(), (1 - labels).sum()) >= _FEWEST_JUDGED:
+        found["agreement"] = float(average_precision(labels, model.score(rows).score))
     return found
 
 

@@ -69,6 +69,10 @@ class ScoreJob(_Job):
     saved_rule: bool = Field(
         True, description="a rule saved for this source and model (tabdiff alerts rule) counts instead of those above"
     )
+    feedback: bool = Field(
+        True,
+        description="rows like those that people called normal score lower, rows like confirmed anomalies higher; not of a series",
+    )
     rows_per_part: int = Field(100_000, ge=1, le=10_000_000, description="rows scored, flagged and committed together")
     max_parts: int = Field(1000, ge=1, description="parts of one run; the rest is left to the next")
     max_alerts: int = Field(1000, ge=0, le=100_000, description="alerts kept of one part, highest scores first")
@@ -103,6 +107,9 @@ class TrainJob(_Job):
         gt=0,
         le=0.5,
         description="rows that no version trains on, chosen by a hash of the row (of a series: the last stretch of time); some of them judge",
+    )
+    leave_out_confirmed: bool = Field(
+        True, description="leave out rows, and time of a series, that people confirmed as anomalies"
     )
     warm_start: bool = Field(
         True,

@@ -22,7 +22,7 @@ from tabdiff.store.spec import SourceSpec
 if TYPE_CHECKING:
     from tabdiff.model import Model
 
-_TEXT = 200  # characters of a value that an alert keeps
+CUT = 200  # characters of a value that an alert keeps
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class RowJudge:
         columns = self.model.schema.columns
         entities = [str(held[c.name]) for c in columns if c.role.value == "entity" and c.name in held]
         at = _time_of(held, [*(c.name for c in columns if c.role.value == "time"), self.spec.column])
-        entity = " / ".join(entities)[:_TEXT] or None
+        entity = " / ".join(entities)[:CUT] or None
         return Alert(row["row"], row["score"], row["p_value"], reasons, values, at, entity, excess)
 
 
@@ -143,4 +143,4 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return str(value)[:_TEXT]
+    return str(value)[:CUT]

@@ -20,6 +20,7 @@ from tabdiff.operations.judged_events import judged_events
 from tabdiff.operations.levels import ACCEPTED, levelled
 from tabdiff.operations.reading import newest_rows
 from tabdiff.operations.series_trials import about, split_time
+from tabdiff.operations.verdicts import without_confirmed
 from tabdiff.store import Workspace
 from tabdiff.store.registry import Version
 
@@ -47,7 +48,7 @@ def train(
 
     Returns:
         run, version, new (whether it was fitted now), started_from (the version whose weights it began with, or why none), compiled ("yes", or
-        why not), rows, levels (of a series: how many accepted ones the rows were brought to), metrics, decision (promoted, asked, kept) and its reasons.
+        why not), rows, left_out (rows that people confirmed as anomalies), levels (of a series: how many accepted ones the rows were brought to), metrics, decision (promoted, asked, kept) and its reasons.
 
     Raises:
         StoreError: the source is missing, or the database is out of reach.
@@ -58,11 +59,14 @@ def train(
     source_id, spec = workspace.sources.get(job.source)
     with workspace.runs.start("train", f"{job.source}:{job.model}") as run:
         frame, findings = newest_rows(spec, job.max_rows)
+        champion, read = _champion(workspace, job.model), frame.height
+        if job.leave_out_confirmed:
+            frame = without_confirmed(workspace, job.source, frame, job.fit.series, champion)
+        left_out = read - frame.height
         levels: list[Any] = []
         if job.fit.series.time is None:
             rest, judges = split(frame, job.evaluation_share)
         else:
-            champion = _champion(workspace, job.model)
             known = champion.metrics.get(ACCEPTED, []) if champion else []
             frame, levels = levelled(frame, job.fit.series, known)
             rest, judges = split_time(frame, job.fit.series, job.evaluation_share)
@@ -76,6 +80,7 @@ def train(
             "started_from": version.metrics.get("started_from", "random weights"),
             "compiled": version.metrics.get("compiled", "no: it was fitted before versions were"),
             "rows": rest.height,
+            "left_out": left_out,
             **({} if job.fit.series.time is None else {"levels": len(levels)}),
             "findings": [vars(finding) for finding in findings],
             **decision,
@@ -114,6 +119,7 @@ def _fit(
         "model",
         "max_rows",
         "compiled",
+        "leave_out_confirmed",
         *(["warm_start"] if job.warm_start else []),
     ]
     data, options = fingerprint(rest), job.digest(*apart)
