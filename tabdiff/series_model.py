@@ -5,7 +5,7 @@ The same bundle, programs and calibration as a table's model; a window is a row 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from tabdiff.calibration import Calibration
 from tabdiff.codec import Codec
 from tabdiff.errors import ConfigError, Problem, SchemaError, warn
 from tabdiff.events import EventRules, EventTracker
+from tabdiff.excuses import Excuses, FalseAlarm
 from tabdiff.expectation import Expectation
 from tabdiff.flags import Rule, benjamini_hochberg
 from tabdiff.runtime import Runtime
 from tabdiff.schema import Schema
 from tabdiff.series import Recording
 from tabdiff.series_drawing import SeriesDrawing
+from tabdiff.series_feedback import SeriesFeedback
 from tabdiff.series_results import Part, Results, SeriesScores, joined
 from tabdiff.series_scoring import PlaceErrors, TrackScorer, judge_places, track_errors
 from tabdiff.tracks import Plan, Track
@@ -45,7 +47,7 @@ class SeriesState:
         return {"entities": self.entities}
 
 
-class SeriesModel(SeriesDrawing):
+class SeriesModel(SeriesFeedback, SeriesDrawing):
     """A fitted diffusion model of sensor series. Made by `tabdiff.fit_series` or `tabdiff.load_series`.
 
     Attributes:
@@ -53,11 +55,12 @@ class SeriesModel(SeriesDrawing):
         window, spans: places that are judged together, and the parts of a window that the views look at.
         calibration, blocks: what places and stretches of held-out time score.
         expectation, habits: what places should have held, and what normal time shows of sensors.
+        false_alarms: what it was told of with `with_false_alarms`.
         results: makes the tables of scores.
     """
 
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
-        self.bundle, self.runtime = bundle, runtime
+        super().__init__(bundle, runtime)
         self.calibration = Calibration.from_json(bundle.calibration)
         described = bundle.model["series"]
         self.plan = Plan.from_json(described["plan"], bundle.config.series)
@@ -66,6 +69,8 @@ class SeriesModel(SeriesDrawing):
         self.blocks = np.asarray(bundle.calibration["blocks"])
         self.expectation = Expectation(bundle.codec, bundle.tensors, self.spans)
         self.habits = Habits.from_json(bundle.calibration)
+        self.false_alarms = tuple(FalseAlarm.from_json(each) for each in bundle.calibration.get("false_alarms", ()))
+        self._excuses: dict[str | None, Excuses] = {}
         self.results = Results(self.plan, self.calibration, self.blocks, self.expectation, described, runtime.provider)
 
     @property
@@ -226,60 +231,36 @@ class SeriesModel(SeriesDrawing):
                 events += [self.results.event(event, part) for event in found + tracker.finish()]
         return self.results.scores(tables, events)
 
-    # ------------------------------------------------------------------------------------------------ new normal
-
-    def accept(self, frame: Any) -> SeriesModel:
-        """The same model for which the levels in these rows are normal: a shift that was looked at and is there to stay.
-
-        Each number of each entity whose median has left its band is moved by as much. This one is not changed; `save` the
-        result.
-
-        Raises:
-            SchemaError: as for `score`.
-        """
-        units = {entity: dict(found) for entity, found in self.plan.units.items()}
-        band = self.bundle.model["series"]["band"]
-        for recording in self.plan.recordings(frame, self.schema):
-            mine = units.setdefault(str(recording.entity), {})
-            even = self._even(recording)
-            for name in self.expectation.columns():
-                values = even[name].drop_nulls().cast(pl.Float64)
-                if len(values):
-                    shift, scale = mine.get(name, (0.0, 1.0))
-                    middle: Any = values.median()
-                    own = self.bundle.config.series.normalise == "entity" and str(recording.entity) in self.plan.units
-                    usual = shift if own else float(self.plan.start[name]) + shift
-                    moved = float(middle) - usual
-                    if abs(moved) > scale * max(map(abs, band[name])):
-                        mine[name] = (shift + moved, scale)
-        described = self.bundle.model["series"]
-        plan = replace(self.plan, units=units).to_json()
-        model = {**self.bundle.model, "series": {**described, "plan": plan}}
-        return SeriesModel(replace(self.bundle, model=model), self.runtime)
-
     # -------------------------------------------------------------------------------------------------- inside
 
-    def _scorer(self, first: int) -> TrackScorer:
-        return TrackScorer(self.runtime, self.spans, self.window, len(self.codec.columns), first)
+    def _scorer(self, first: int, entity: Any) -> TrackScorer:
+        excuse = self._excuse(None if entity is None else str(entity))
+        return TrackScorer(self.runtime, self.spans, self.window, len(self.codec.columns), first, excuse)
+
+    def _excuse(self, entity: str | None) -> Callable[[Any, Any], Any] | None:
+        """What takes the false alarms of an entity out of the errors of its windows; None if there are none."""
+        alarms = [alarm for alarm in self.false_alarms if alarm.entity == entity and len(alarm.x) >= self.window]
+        if not alarms:
+            return None
+        if entity not in self._excuses:
+            usual = np.exp(np.asarray(self.calibration.center))
+            self._excuses[entity] = Excuses(self.bundle.tensors, self.spans, usual, self.window, alarms)
+        raw = self.codec.layout.view("raw")
+        return lambda windows, errors: self._excuses[entity].apply(windows[:, :, raw], errors)
 
     def _whole(self, track: Track) -> Part:
         """Scores of a recording."""
         parts, done = [], 0
-        for errors in track_errors(self._scorer(track.first), track.x, track.present, track.recorded):
+        for errors in track_errors(self._scorer(track.first, track.entity), track.x, track.present, track.recorded):
             low, high = max(0, done - self.window), done + len(errors.errors) + self.window
             recorded = track.recorded[done : done + len(errors.errors)]
             parts.append(self._part(track.entity, [errors], recorded, track.x[low:high], done - low))
             done += len(errors.errors)
         return joined(parts)
 
-    def _even(self, recording: Recording) -> pl.DataFrame:
-        """The sensors with the calendar taken out."""
-        places = recording.first + np.arange(recording.frame.height)
-        return self.plan.timeless(recording.frame.select(self.codec.columns), recording.entity, places)
-
     def _rest(self, known: dict[str, Any], entity: Any) -> tuple[Part, EventTracker]:
         """The places of an entity that wait for windows which will not come."""
-        scorer = self._scorer(0)
+        scorer = self._scorer(0, entity)
         scorer.resume(known["scorer"])
         width = self.codec.layout.width
         past = np.asarray(known["past"], np.float32).reshape(-1, width)
@@ -292,7 +273,7 @@ class SeriesModel(SeriesDrawing):
         self, state: SeriesState, key: str, recording: Recording, last: bool
     ) -> tuple[Part, EventTracker, list[dict[str, Any]]]:
         known = state.entities.get(key)
-        scorer = self._scorer(recording.first)
+        scorer = self._scorer(recording.first, recording.entity)
         tracker = EventTracker(self._event_rules())
         skipped = 0
         before: Mapping[str, Any] = self.plan.start

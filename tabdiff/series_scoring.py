@@ -6,7 +6,7 @@ T - 1 places later. `finish` scores the rest with the windows there are. What li
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +48,19 @@ class TrackScorer:
         length: T, places in a window.
         columns: C.
         first: place of the first row to come.
+        excuse: takes windows and their errors, and gives errors without what was excused.
     """
 
-    def __init__(self, runtime: Runtime, spans: tuple[Span, ...], length: int, columns: int, first: int) -> None:
-        self.runtime, self.length, self.first = runtime, length, first
+    def __init__(
+        self,
+        runtime: Runtime,
+        spans: tuple[Span, ...],
+        length: int,
+        columns: int,
+        first: int,
+        excuse: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        self.runtime, self.length, self.first, self.excuse = runtime, length, first, excuse
         self.stitch = Stitch(spans, columns)
         self._x: Any = None
         self._present: Any = None
@@ -77,7 +86,8 @@ class TrackScorer:
             some = starts[begin : begin + chunk]
             whole = np.resize(some, -(-len(some) // _TOGETHER) * _TOGETHER)
             windows, seen = cut(self._x, whole, self.length), self._present[whole[:, None] + np.arange(self.length)]
-            self.stitch.add(some, self.runtime.score(windows, seen)[: len(some)])
+            errors = self.runtime.score(windows, seen)[: len(some)]
+            self.stitch.add(some, errors if self.excuse is None else self.excuse(windows[: len(some)], errors))
         return self._take(max(0, len(self._recorded) - (self.length - 1)))
 
     def finish(self) -> PlaceErrors:

@@ -440,3 +440,94 @@ def test_a_matched_filter_is_that_of_the_precision(model: SeriesModel) -> None:
     assert np.isclose(at_most, max(scores))
     assert np.isclose(inside, scores[steps] + (middle * around).sum())
     assert inside > at_most
+
+
+# ---------------------------------------------------------------------------------------------------- false alarms
+
+
+def planted(seed: int, first: int, *plants: tuple[str, float, str, int]) -> pl.DataFrame:
+    """Normal time with deviations from place 200 on: (sensor, height, shape, length)."""
+    frame = sensors(420, seed=seed, first=first)
+    for name, height, shape, length in plants:
+        values = frame[name].to_numpy().copy()
+        forms = {"step": np.ones(length), "ramp": np.linspace(0, 1, length), "swing": np.sin(1.3 * np.arange(length))}
+        values[200 : 200 + length] += height * forms[shape]
+        frame = frame.with_columns(pl.Series(name, values))
+    return frame
+
+
+STEP = ("outlet", 1.2, "step", 40)
+
+
+@pytest.fixture(scope="module")
+def forgiving(model: SeriesModel) -> SeriesModel:
+    """Told that a step of the outlet, forty places long, is a false alarm."""
+    frame = planted(3, 2000, STEP)
+    (event,) = model.score(frame).events.iter_rows(named=True)
+    told = model.with_false_alarms([model.false_alarm(frame, event["start"], event["end"])])
+    assert told.score(frame).events.height == 0
+    assert model.false_alarms == ()
+    return told
+
+
+@pytest.mark.parametrize(
+    ("plants", "share"),
+    [
+        ([STEP], (0, 0.02)),
+        ([("outlet", 1.0, "step", 40)], (0, 0.02)),
+        ([("outlet", 1.4, "step", 50)], (0, 0.02)),
+        ([("outlet", 1.2, "step", 25)], (0, 0.05)),
+        ([("outlet", 2.4, "step", 40)], (0.2, 0.7)),
+        ([("outlet", -1.2, "step", 40)], (0.99, 1)),
+        ([("outlet", 1.2, "swing", 40)], (0.8, 1)),
+        ([("inlet", 1.2, "step", 40)], (0.8, 1)),
+        ([("level", 1.5, "step", 40)], (0.95, 1)),
+        ([STEP, ("level", 1.5, "step", 20)], (0.1, 0.5)),
+    ],
+)
+def test_a_false_alarm_is_excused_and_what_is_not_like_it_is_not(
+    model: SeriesModel, forgiving: SeriesModel, plants: list[tuple[str, float, str, int]], share: tuple[float, float]
+) -> None:
+    frame = planted(7, 2600, *plants)
+    before, after = model.score(frame), forgiving.score(frame)
+    highest = [scores.places["score"][190:250].max() for scores in (before, after)]
+    assert share[0] <= highest[1] / highest[0] <= share[1]
+    assert after.events.height == (0 if share[1] < 0.1 else 1)
+    assert before.events.height == 1
+    assert (after.places["score"] <= before.places["score"] + 1e-6).all()
+    assert after.places["score"][:150].equals(before.places["score"][:150])
+    assert after.expected.equals(before.expected)
+
+
+def test_of_two_faults_at_once_the_one_that_was_not_judged_is_named(model: SeriesModel, forgiving: SeriesModel) -> None:
+    frame = planted(7, 2600, STEP, ("level", 1.5, "step", 20))
+    (event,) = forgiving.score(frame).events.iter_rows(named=True)
+    alone = model.score(planted(7, 2600, ("level", 1.5, "step", 20)))
+    assert event["severity"] == pytest.approx(alone.events["severity"][0], rel=0.25)
+
+
+def test_a_told_model_streams_as_the_whole_and_is_kept(forgiving: SeriesModel, tmp_path: Path) -> None:
+    frame = planted(9, 3000, ("outlet", 1.3, "step", 38), ("level", 1.0, "step", 10))
+    whole = forgiving.score(frame)
+    forgiving.save(tmp_path / "model")
+    loaded = load_series(tmp_path / "model")
+    state, parts = loaded.start(), []
+    for begin in range(0, 420, 70):
+        parts.append(loaded.score_next(state, frame[begin : begin + 70], last=begin == 350).places)
+        state = SeriesState(**json.loads(json.dumps(state.to_json())))
+    found = pl.concat(parts)
+    np.testing.assert_allclose(found["score"].to_numpy(), whole.places["score"].to_numpy(), rtol=1e-6, atol=1e-9)
+
+
+def test_a_false_alarm_holds_for_its_machine_alone() -> None:
+    rows = pl.concat([sensors(700, seed=s).with_columns(pl.lit(name).alias("who")) for s, name in ((0, "a"), (1, "b"))])
+    model = fit_series(rows, options(entity="who"))
+    new = [planted(s, 900, STEP).with_columns(pl.lit(name).alias("who")) for s, name in ((2, "a"), (3, "b"))]
+    event = model.score(new[0]).events.row(0, named=True)
+    told = model.with_false_alarms([model.false_alarm(new[0], event["start"], event["end"])])
+    found = told.score(pl.concat(new)).events
+    assert found["who"].to_list() == ["b"]
+    with pytest.raises(ConfigError, match="one entity; the rows have 2"):
+        model.false_alarm(pl.concat(new), event["start"], event["end"])
+    with pytest.raises(ConfigError, match="do not reach from"):
+        model.false_alarm(new[0][:100], event["start"], event["end"])

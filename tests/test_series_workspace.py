@@ -212,6 +212,27 @@ def test_a_confirmed_event_is_no_part_of_a_training(scored: Workspace, data: Pat
     assert without_confirmed(scored, "fleet", alone, SeriesConfig(time="at"), champion).equals(alone)
 
 
+def test_a_false_alarm_is_said_once(workspace: Workspace, data: Path, model: SeriesModel) -> None:
+    """A step of one machine that comes again is no alert, unless it is the other machine, or nobody is asked."""
+
+    def day(name: str, begin: int, machine: str, shift: float) -> dict[str, Any]:
+        broken(fleet(begin, 100), machine, begin + 40, begin + 60, shift).write_parquet(data / f"{name}.parquet")
+        return score(workspace)
+
+    assert day("1", FITTED, "left", 4)["verdicts"] == {"false_alarms": 0}
+    (alert,) = workspace.triage.queue(ALL)
+    workspace.scores.judge(alert["id"], "normal", author="ann")
+    result = day("2", FITTED + 100, "left", 4.2)
+    assert (result["verdicts"], result["alerts"]) == ({"false_alarms": 1}, 0)
+    found = places(workspace).filter(machine="left")["score"].to_numpy()
+    assert found[130:170].max() < 0.1 * found[30:70].max()
+    assert day("3", FITTED + 200, "left", -4)["alerts"] == 1
+    assert day("4", FITTED + 300, "right", 4)["alerts"] == 1
+    workspace.scores.judge(alert["id"], "anomaly", author="bob")
+    result = day("5", FITTED + 400, "left", 4)
+    assert (result["verdicts"], result["alerts"]) == ({"false_alarms": 0}, 1)
+
+
 def test_where_time_is_counted_the_champion_knows_it(tmp_path: Path, data: Path) -> None:
     workspace = Workspace.create(tmp_path / "home")
     workspace.sources.add("fleet", location=str(data))

@@ -71,7 +71,7 @@ class ScoreJob(_Job):
     )
     feedback: bool = Field(
         True,
-        description="rows like those that people called normal score lower, rows like confirmed anomalies higher; not of a series",
+        description="what is like a false alarm scores lower; of a table, rows like confirmed anomalies higher",
     )
     rows_per_part: int = Field(100_000, ge=1, le=10_000_000, description="rows scored, flagged and committed together")
     max_parts: int = Field(1000, ge=1, description="parts of one run; the rest is left to the next")

@@ -6,6 +6,7 @@ are those that some champion alerted on, so what no version ever found is not am
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from tabdiff.errors import SchemaError, TabdiffWarning
+from tabdiff.errors import ConfigError, SchemaError, TabdiffWarning
 from tabdiff.operations.series_trials import wide
 from tabdiff.operations.tracing import trace, traces
 from tabdiff.store import Workspace
@@ -44,13 +45,21 @@ class JudgedEvent:
     anomaly: bool
 
 
-def judged_events(workspace: Workspace, name: str, champion: SeriesModel) -> list[JudgedEvent]:
-    """Judged events of a model's streams whose rows are still in score files, judged last first."""
+def judged_events(
+    workspace: Workspace,
+    name: str,
+    champion: SeriesModel,
+    verdicts: Sequence[str] = ("anomaly", "normal"),
+    stream_id: int | None = None,
+) -> list[JudgedEvent]:
+    """Judged events of a model's streams (or of one of them) whose rows are still in score files, judged last first."""
     streams = {about.stream_id: about for about in traces(workspace) if about.model == name}
     grid, found = champion.plan.grid, []
     for alert in workspace.triage.judged(name, _MOST):
         about = streams.get(alert["stream_id"])
-        if about is None or alert["kind"] != "event" or alert["verdict"] not in ("anomaly", "normal"):
+        if about is None or alert["kind"] != "event" or alert["verdict"] not in verdicts:
+            continue
+        if stream_id not in (None, about.stream_id):
             continue
         places = np.array([alert["first_place"], alert["last_place"]])
         if alert["at"] is not None and alert["ended"] is not None:
@@ -69,6 +78,16 @@ def judged_events(workspace: Workspace, name: str, champion: SeriesModel) -> lis
         rows = seen.select(pl.col("start").alias(about.time), *who, *values)
         found.append(JudgedEvent(rows, first, last, alert["verdict"] == "anomaly"))
     return found
+
+
+def told_of_events(workspace: Workspace, name: str, stream_id: int, model: SeriesModel) -> SeriesModel:
+    """A model that was told of the false alarms of a stream, of the last 200 judged events."""
+    reader, alarms = wide(model), []
+    for event in judged_events(workspace, name, model, ("normal",), stream_id):
+        # Its entity or its columns may be none of this version's.
+        with contextlib.suppress(SchemaError, ConfigError):
+            alarms.append(reader.false_alarm(model.schema.restore(event.rows), event.first, event.last))
+    return model.with_false_alarms(reversed(alarms)) if alarms else model
 
 
 def agreement(

@@ -58,11 +58,13 @@ class Judge(Protocol):
         findings: what people should know of the pieces.
         order: column that the rows of a piece are to be in order of, if that matters.
         rule: that sets the flags.
+        heard: what became of people's verdicts; None before there was anything to judge.
     """
 
     findings: list[Finding]
     order: str | None
     rule: Mapping[str, float]
+    heard: Mapping[str, Any] | None
 
     def resume(self, stream: Stream) -> None:
         """Go on from what was committed to the stream."""
@@ -83,9 +85,16 @@ class RowJudge:
     order: str | None = None
 
     def __init__(
-        self, model: Model, version: Version, spec: SourceSpec, rule: Mapping[str, float], max_alerts: int
+        self,
+        model: Model,
+        version: Version,
+        spec: SourceSpec,
+        rule: Mapping[str, float],
+        max_alerts: int,
+        heard: Mapping[str, Any] | None = None,
     ) -> None:
         self.findings: list[Finding] = []
+        self.heard = heard
         self.model, self.version, self.spec, self.rule, self.max_alerts = model, version, spec, rule, max_alerts
 
     def resume(self, stream: Stream) -> None:

@@ -34,7 +34,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
         on_part: called after each part with the rows scored so far.
 
     Returns:
-        run, model, version, rule, verdicts (of a table: how many rows the champion was told of, as of `told`), rows, flagged, parts, alerts (new ones), late_scored (rows among them that came late), late (rows that came too late to be
+        run, model, version, rule, verdicts (of how many the champion was told), rows, flagged, parts, alerts (new ones), late_scored (rows among them that came late), late (rows that came too late to be
         scored), findings, and whether there is more.
 
     Raises:
@@ -46,7 +46,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
     source_id, spec = workspace.sources.get(job.source)
     with workspace.runs.start("score", f"{job.source}:{job.model}") as run:
         version = workspace.models.get(job.model)
-        judge, heard = _judge(workspace, job, source_id, spec, version)
+        judge = _judge(workspace, job, source_id, spec, version)
         total = dict.fromkeys(("rows", "flagged", "parts", "alerts", "late_scored"), 0)
         findings: list[Finding] = []
         more = False
@@ -111,7 +111,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
             "model": job.model,
             "version": version.version,
             "rule": dict(judge.rule),
-            **({} if heard is None else {"verdicts": heard}),
+            **({} if judge.heard is None else {"verdicts": dict(judge.heard)}),
             **total,
             "late": late + late_below,
             "more": more,
@@ -120,10 +120,8 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
         return run.result
 
 
-def _judge(
-    workspace: Workspace, job: ScoreJob, source_id: int, spec: SourceSpec, version: Version
-) -> tuple[Judge, dict[str, Any] | None]:
-    """The judge that the champion asks for, and what became of people's verdicts."""
+def _judge(workspace: Workspace, job: ScoreJob, source_id: int, spec: SourceSpec, version: Version) -> Judge:
+    """The judge that the champion asks for."""
     from tabdiff.loading import load_any
     from tabdiff.operations.series_judge import SeriesJudge
     from tabdiff.series_model import SeriesModel
@@ -136,9 +134,9 @@ def _judge(
     if isinstance(model, SeriesModel):
         if rule != job.rule:  # a saved one may say how many rows come a day; a series knows that itself
             rule = {name: value for name, value in rule.items() if name != "rows_per_day"}
-        return SeriesJudge(workspace, model, version, spec, rule, job.max_alerts), None
+        return SeriesJudge(workspace, model, version, spec, rule, job.max_alerts, job.feedback)
     model, heard = told(model, workspace.scores.judged(job.model) if job.feedback else [])
-    return RowJudge(model, version, spec, rule, job.max_alerts), heard
+    return RowJudge(model, version, spec, rule, job.max_alerts, heard)
 
 
 def _tell(workspace: Workspace, job: ScoreJob, findings: list[Finding]) -> None:
