@@ -48,13 +48,19 @@ def verdict_form(numbers: Sequence[int], key: str, *, leave: bool = False) -> No
         return
     st.text_area("Note", key=f"{key}-note", height=80, max_chars=4000, placeholder="Why? (optional)")
     with st.container(horizontal=True):
-        for verdict, label, icon in (
-            ("anomaly", "Confirm", ":material/warning:"),
-            ("normal", "False alarm", ":material/check:"),
-            ("unsure", "Unsure", ":material/help:"),
+        for verdict, label, icon, effect in (
+            ("anomaly", "Confirm", ":material/warning:", "The next training leaves it out."),
+            ("normal", "False alarm", ":material/check:", "From the next run on what is like it scores lower."),
+            ("unsure", "Unsure", ":material/help:", "Changes nothing but the queue."),
         ):
             tone = "primary" if verdict == "anomaly" else "secondary"
-            options: Any = {"key": f"{key}-{verdict}", "icon": icon, "type": tone, "disabled": not numbers}
+            options: Any = {
+                "key": f"{key}-{verdict}",
+                "icon": icon,
+                "type": tone,
+                "disabled": not numbers,
+                "help": effect,
+            }
             st.button(label, on_click=judge, args=(tuple(numbers), verdict, key, leave), **options)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.selectbox("Snooze for", list(_SNOOZES), index=2, key=f"{key}-until", width=140)

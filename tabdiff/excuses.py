@@ -1,8 +1,8 @@
 """Stretches of a series that people called a false alarm, taken out of the error where they come again.
 
 What a Gaussian view leaves of a window of the false alarm is f, what it leaves of a new window of the same entity is x. As much of f as fits
-is subtracted: x - a f, with a = <x, f> / <f, f> between 0 and 1.25, so what is wrong with the window besides stays. f holds the noise of normal time
-too; the a² of it that the subtraction adds is taken off again. The judged window that leaves least counts. An error is never raised, nor brought
+is subtracted: x - a f, so what is wrong with the window besides stays. f holds the noise n of normal time, too: a² n of it is taken off what is
+left, |x|² - 2 a <x, f> + a² (|f|² - n), of which a between 0 and 1.25 is the minimum. The judged window that leaves least counts. An error is never raised, nor brought
 below that of normal time.
 
 A matched filter, in the metric of the view: a fault of another sensor, sign, shape or length, or much larger, has little of it taken away.
@@ -21,6 +21,7 @@ from tabdiff.windows import Span, cut
 
 _LARGEST = 1.25  # times what was judged
 _ABNORMAL = 2.0  # times the error of normal time; windows below are neither judged nor looked at
+_LEAST = 0.5  # share of the error of a judged window, which is at least twice that of normal time, that is its own
 _MOST = 2048  # judged windows of an entity, newest first
 _FARTHEST = 20.0  # as in the scoring program
 _LOWEST = 0.1  # noise of the first level, as in the scoring program
@@ -128,8 +129,9 @@ class _View:
         keep, noise = self.keep[self.middle], self.noise[self.middle]
         judged = self.judged * keep
         size, common = np.square(judged).sum(axis=1), (along * keep) @ judged.T
-        amount = np.clip(common / size, 0.0, _LARGEST)
-        which = (amount * (amount * (size - noise) - 2 * common)).argmin(axis=1)
+        own = np.maximum(size - noise, _LEAST * size)  # without its noise
+        amount = np.clip(common / own, 0.0, _LARGEST)
+        which = (amount * (amount * own - 2 * common)).argmin(axis=1)
         return amount[np.arange(len(along)), which], which
 
     def _left(self, along: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "n l"]:
