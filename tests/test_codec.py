@@ -133,7 +133,8 @@ def test_values_drawn_inside_bins_have_the_training_distribution():
     details = [codec.layout.units[index].start for index in codec.layout.detail_units]
     blank = x.copy()
     blank[:, details] = 0
-    drawn = codec.draw_details(blank, rng.random((4000, len(codec.layout.units)), dtype=np.float32))
+    uniform = rng.random((4000, len(codec.layout.units)), dtype=np.float32)
+    drawn = codec.draw_details(blank, uniform, np.zeros(uniform.shape, bool))
     category = codec.layout.category_slots
     np.testing.assert_array_equal(drawn[:, category], x[:, category])
     values = codec.decode(drawn)
