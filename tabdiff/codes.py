@@ -250,7 +250,8 @@ def _stands_out(
     first = np.searchsorted(ends, np.maximum(ends - counts - half, 0), side="right")
     last = np.searchsorted(ends, np.minimum(ends + half, ends[-1]))
     around = ends[last] - (ends - counts)[first] - counts
-    steps = np.maximum((levels[last] - levels[first]) / np.diff(levels).min(), 1.0)
+    with np.errstate(over="ignore"):  # values from one end of the floats to the other have endless steps
+        steps = np.maximum((levels[last] - levels[first]) / np.diff(levels).min(), 1.0)
     return np.asarray(counts >= _OUTSTANDING * around / steps)
 
 
