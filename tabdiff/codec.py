@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float32, Float64, Int
 
 from tabdiff.codes import OTHER, VIEWS, CategoryCode, NumberCode, code_from_json, code_to_json
 from tabdiff.config import DataConfig
+from tabdiff.echoes import Cells, Echo, find_echoes, repeat
 from tabdiff.errors import ConfigError
 from tabdiff.layout import Layout, Unit
 from tabdiff.schema import Column, Kind, Schema
@@ -61,11 +62,13 @@ class Codec:
         codes: dict[str, NumberCode | CategoryCode],
         projection: Projection | None = None,
         projected: dict[str, NumberCode] | None = None,
+        echoes: tuple[Echo, ...] = (),
     ) -> None:
         self.schema = schema
         self.codes = codes
         self.projection = projection
         self.projected = projected or {}
+        self.echoes = echoes
         self.layout = self._build_layout()
 
     @property
@@ -83,7 +86,9 @@ class Codec:
             else:
                 codes[column.name] = NumberCode.fit(_as_number(frame[column.name]), config)
         if config.pca_components is None:
-            return cls(schema, codes)
+            binned = {name: code for name, code in codes.items() if isinstance(code, NumberCode) and code.bins}
+            values = {name: _as_number(frame[name]) for name in binned}
+            return cls(schema, codes, echoes=find_echoes(values, binned))
         return cls._fit_projected(frame, schema, codes, config)
 
     @classmethod
@@ -231,23 +236,32 @@ class Codec:
         return pl.DataFrame([to_series(self.schema[name], values[name]) for name in self.codes])
 
     def draw_details(
-        self, x: Float32[np.ndarray, "rows slots"], uniform: Float32[np.ndarray, "rows units"]
+        self,
+        x: Float32[np.ndarray, "rows slots"],
+        uniform: Float32[np.ndarray, "rows units"],
+        given: Bool[np.ndarray, "rows units"],
     ) -> Float32[np.ndarray, "rows slots"]:
-        """Give every binned number of N drawn rows its place inside the bin that it was drawn in.
+        """Give every binned number of N drawn rows its place inside the bin that it was drawn in; some repeat another number of their row.
 
         Args:
-            x: model view of the rows; a number whose bin is not one of its own keeps its slot.
+            x: model view of the rows; a number whose bin is not one of its own keeps its slot, and so do given ones.
             uniform: U(0, 1).
         """
-        x = x.copy()
-        codes = list(self._modelled_codes().values())
+        x, codes = x.copy(), list(self._modelled_codes().values())
+        cells, chance = {}, {}
         for index in self.layout.detail_units:
             unit, block = self.layout.units[index], self.layout.units[index - 1]
+            name = self.layout.columns[unit.column]
             code = codes[unit.column]
             assert isinstance(code, NumberCode)  # nothing else has details
-            bins = x[:, block.start + len(code.atoms) :][:, : len(code.bins)]
-            rows = np.flatnonzero(bins.any(axis=1))
-            x[rows, unit.start] = code.place(bins[rows].argmax(axis=1), uniform[rows, index].astype(np.float64))
+            among = x[:, block.start + len(code.atoms) :][:, : len(code.bins)]
+            bins, z = np.where(among.any(axis=1), among.argmax(axis=1), -1), x[:, unit.start].astype(np.float64)
+            rows = np.flatnonzero((bins >= 0) & ~given[:, index])
+            z[rows] = code.place(bins[rows], uniform[rows, index].astype(np.float64))
+            cells[name], chance[name] = Cells(code, bins, z, given[:, index].copy()), uniform[:, index - 1]
+        repeat(self.echoes, cells, chance)
+        for index, own in zip(self.layout.detail_units, cells.values(), strict=True):
+            x[:, self.layout.units[index].start] = own.z
         return x
 
     def _decode_column(self, x: Float32[np.ndarray, "rows slots"], index: int, code: NumberCode | CategoryCode) -> Any:
@@ -313,6 +327,7 @@ class Codec:
             "codes": {name: code_to_json(code) for name, code in self.codes.items()},
             "projection": None if self.projection is None else asdict(self.projection),
             "projected": {name: code_to_json(code) for name, code in self.projected.items()},
+            "echoes": [asdict(echo) for echo in self.echoes],
         }
 
     @classmethod
@@ -327,6 +342,7 @@ class Codec:
             if projection is None
             else Projection(tuple(projection["columns"]), tuple(map(tuple, projection["components"]))),
             {name: code for name, code in projected.items() if isinstance(code, NumberCode)},
+            tuple(Echo.from_json(echo) for echo in values.get("echoes", ())),  # models of before have none
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 
 from tabdiff.config import DataConfig
 
@@ -23,6 +23,8 @@ OTHER = "__other__"
 VIEWS = ("raw", "asinh", "rank")
 _LIMIT = 1e6  # standard deviations; keeps squares inside float32
 _ROWS_PER_LEVEL = 5  # a number with few levels is all atoms only if its levels do repeat
+_OUTSTANDING = 3.0  # times as frequent as the values around it is what a value of its own is
+_NEIGHBOURHOODS = 64  # in a column, for that comparison
 _ROWS_PER_BIN = 10  # fewer would make the share of a bin a matter of chance
 
 
@@ -129,7 +131,8 @@ class NumberCode:
         if len(levels) == 1 or (len(levels) <= config.max_levels and len(seen) >= _ROWS_PER_LEVEL * len(levels)):
             atoms = levels
         else:
-            frequent = (counts >= config.atom_share * len(seen)) & (counts >= 2 * _ROWS_PER_LEVEL)
+            frequent = (counts >= config.atom_share * len(seen)) | _stands_out(levels, counts)
+            frequent &= counts >= 2 * _ROWS_PER_LEVEL
             order = np.flatnonzero(frequent)[np.argsort(-counts[frequent], kind="stable")][: config.max_atoms]
             atoms = np.sort(levels[order])
         rest = seen[~np.isin(seen, atoms)]
@@ -212,6 +215,13 @@ class NumberCode:
         low, high = np.array(self.bins).T
         return np.asarray((high[:-1] + low[1:]) / 2)
 
+    @cached_property
+    def bin_ends(self) -> Float64[np.ndarray, "2 bins"]:
+        """Lowest and highest value of each bin, a hair's breadth apart from them outwards."""
+        low, high = (self.rank.inverse(side) for side in np.array(self.bins).T)
+        slack = 1e-9 * self.scale
+        return np.stack([low - slack, high + slack])
+
     def place(
         self, bins: Int[np.ndarray, " rows"], uniform: Float64[np.ndarray, " rows"]
     ) -> Float64[np.ndarray, " rows"]:
@@ -224,6 +234,25 @@ class NumberCode:
 
 _SCORES = np.linspace(-8.0, 8.0, 8193)
 _SHARES = np.array([NormalDist().cdf(z) for z in _SCORES])
+
+
+def _stands_out(
+    levels: Float64[np.ndarray, " levels"], counts: Int[np.ndarray, " levels"]
+) -> Bool[np.ndarray, " levels"]:
+    """Which values are far more frequent than those around them: round amounts, tariffs, but not the degrees of a thermometer.
+
+    Around a value are about as many rows as a bin has; they are compared by the frequency of a step of the finest grid that the column shows.
+    """
+    if len(levels) < 2:
+        return np.zeros(len(levels), bool)
+    ends = np.cumsum(counts)
+    half = max(_ROWS_PER_BIN, int(ends[-1]) // _NEIGHBOURHOODS) // 2
+    first = np.searchsorted(ends, np.maximum(ends - counts - half, 0), side="right")
+    last = np.searchsorted(ends, np.minimum(ends + half, ends[-1]))
+    around = ends[last] - (ends - counts)[first] - counts
+    with np.errstate(over="ignore"):  # values from one end of the floats to the other have endless steps
+        steps = np.maximum((levels[last] - levels[first]) / np.diff(levels).min(), 1.0)
+    return np.asarray(counts >= _OUTSTANDING * around / steps)
 
 
 def _bins(z: Float64[np.ndarray, " rows"], config: DataConfig) -> tuple[tuple[float, float], ...]:

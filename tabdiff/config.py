@@ -30,8 +30,13 @@ class DataConfig(_Options):
     max_levels: int = Field(
         20, ge=0, le=256, description="a number with at most this many distinct values is all atoms"
     )
-    atom_share: float = Field(0.015, gt=0, le=1, description="a value held by at least this share of rows is an atom")
-    max_atoms: int = Field(32, ge=0, le=256, description="atoms kept per column beside its continuous part")
+    atom_share: float = Field(
+        0.015,
+        gt=0,
+        le=1,
+        description="a value held by at least this share of rows is an atom, and so is one that is far more frequent than those around it",
+    )
+    max_atoms: int = Field(128, ge=0, le=256, description="atoms kept per column beside its continuous part")
     bins: int = Field(
         64,
         ge=0,

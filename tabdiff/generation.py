@@ -208,9 +208,8 @@ class Generator:
             if layout.detail_units:
                 rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block, 1)))
                 uniform = rng.random((BLOCK_ROWS, len(layout.units)), dtype=np.float32)[: len(x)]
-                drawn = self.codec.draw_details(x, uniform)
                 given = condition.given[block * BLOCK_ROWS :][: len(x), 0]
-                x = np.where(given[:, layout.unit_of_slot], x, drawn) if given.any() else drawn
+                x = self.codec.draw_details(x, uniform, given)
             self._on_drawn(len(x))
             values = x[:, self._values]  # states are 0 or 1
             x[:, self._values] = np.clip(values, *self.codec.bounds[:, self._values])

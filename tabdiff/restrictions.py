@@ -7,6 +7,7 @@ restriction, so nothing has to be thrown away. Further restrictions on other col
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -186,38 +187,35 @@ class Marginal:
 
     Attributes:
         share: of the training rows that obey.
-        points, weights: single values (categories, atoms) that obey, and their shares.
-        low, high: normal scores between which the continuous part lies.
-        continuous: share of the continuous part that obeys.
+        points, weights: single values (categories, atoms, bins of one value) that obey, and their shares.
+        stretches: normal scores between which other values lie, and their shares.
     """
 
     code: NumberCode | CategoryCode
     points: tuple[Any, ...]
     weights: tuple[float, ...]
-    low: float
-    high: float
-    continuous: float
+    stretches: tuple[tuple[float, float, float], ...] = ()
 
     @property
     def share(self) -> float:
         """Of all training rows, those that obey."""
-        return sum(self.weights) + self.continuous
+        return sum(self.weights) + sum(share for *_, share in self.stretches)
 
     def draw(self, rng: np.random.Generator, rows: int) -> list[Any]:
         """Values that obey; the first ones do not depend on how many are drawn."""
         uniform = rng.random((rows, 2))
-        edges = np.cumsum([*self.weights, self.continuous]) / self.share
+        edges = np.cumsum([*self.weights, *(share for *_, share in self.stretches)]) / self.share
         place = np.minimum(np.searchsorted(edges, uniform[:, 0], side="right"), len(edges) - 1)
-        values: list[Any] = [*self.points, None]
+        values: list[Any] = [*self.points, *[None] * len(self.stretches)]
         drawn = [values[i] for i in place.tolist()]
-        if self.continuous and isinstance(self.code, NumberCode):
-            ends = [NormalDist().cdf(end) for end in (self.low, self.high)]
-            scores = [
-                NormalDist().inv_cdf(p)
-                for p in (ends[0] + uniform[:, 1] * (ends[1] - ends[0])).clip(1e-12, 1 - 1e-12).tolist()
-            ]
-            between = self.code.rank.inverse(np.array(scores, dtype=np.float64)).tolist()
-            drawn = [between[i] if place[i] == len(self.points) else value for i, value in enumerate(drawn)]
+        between = np.flatnonzero(place >= len(self.points))
+        if len(between) and isinstance(self.code, NumberCode):
+            ends = np.array([[NormalDist().cdf(low), NormalDist().cdf(high)] for low, high, _ in self.stretches])
+            start, end = ends[place[between] - len(self.points)].T
+            chances = (start + uniform[between, 1] * (end - start)).clip(1e-12, 1 - 1e-12)
+            scores = np.array([NormalDist().inv_cdf(p) for p in chances.tolist()], dtype=np.float64)
+            for row, value in zip(between.tolist(), self.code.rank.inverse(scores).tolist(), strict=True):
+                drawn[row] = value
         return drawn
 
 
@@ -238,7 +236,7 @@ def marginal(codec: Codec, counts: Mapping[str, Sequence[int]], rule: Restrictio
         kept = ~rule.broken(pl.DataFrame({name: names}))
         points = [value for value, keep in zip(code.categories, kept, strict=True) if keep]
         weights = [states[i] / total for i in np.flatnonzero(kept).tolist()]
-        found = Marginal(code, tuple(points), tuple(weights), 0.0, 0.0, 0.0)
+        found = Marginal(code, tuple(points), tuple(weights))
     else:
         atoms = np.array(code.atoms, dtype=np.float64)
         kept = ~rule.broken(pl.DataFrame({name: atoms}))
@@ -249,21 +247,41 @@ def marginal(codec: Codec, counts: Mapping[str, Sequence[int]], rule: Restrictio
             listed = [float(v) for v in rule.values if not isinstance(v, str) and float(v) not in set(code.atoms)]
             inside = [v for v in listed if code.has_value and code.rank.knots[0] <= v <= code.rank.knots[-1]]
             share = rest / max(len(code.rank.knots), 1)  # each about as frequent as any other value
-            found = Marginal(code, (*atoms[kept].tolist(), *inside), (*weights, *[share] * len(inside)), 0.0, 0.0, 0.0)
+            found = Marginal(code, (*atoms[kept].tolist(), *inside), (*weights, *[share] * len(inside)))
         else:
             low, high = _scores(code, _widened(rule, codec.schema[name])) if code.has_value else (0.0, 0.0)
-            span = NormalDist().cdf(high) - NormalDist().cdf(low) if high > low else 0.0
-            span = (
-                span
-                if high > low
-                else float(code.has_value and high == low and _holds(code, rule)) / max(len(code.rank.knots), 1)
+            bins = [count / total for count in states[len(atoms) : last]] if code.bins else [rest]
+            holds = code.has_value and _holds(code, rule)
+            parts = _within(code, low, high, bins) if holds else []
+            if holds and not parts:  # a point, or between two values of training
+                span = NormalDist().cdf(high) - NormalDist().cdf(low) or 1 / max(len(code.rank.knots), 1)
+                parts = [(low, high, rest * span)]
+            single = [part for part in parts if part[0] == part[1]]
+            values = code.rank.inverse(np.array([score for score, *_ in single])).tolist() if single else []
+            found = Marginal(
+                code,
+                (*atoms[kept].tolist(), *values),
+                (*weights, *(share for *_, share in single)),
+                tuple(part for part in parts if part[0] < part[1]),
             )
-            found = Marginal(code, tuple(atoms[kept].tolist()), tuple(weights), low, high, rest * span)
     if not found.share > 0:
         raise SynthesisError(
             f"a condition must hold in some training row; none has {rule}. `tabdiff show` lists ranges and categories."
         )
     return found
+
+
+def _within(code: NumberCode, low: float, high: float, shares: Sequence[float]) -> list[tuple[float, float, float]]:
+    """The parts of the bins between two normal scores, and how many rows are there; a column without bins is one."""
+    parts = []
+    for (start, end), share in zip(code.bins or ((-math.inf, math.inf),), shares, strict=True):
+        first, last = max(start, low), min(end, high)
+        if start == end and low <= start <= high:
+            parts.append((start, end, share))
+        elif first < last:
+            whole, inside = (NormalDist().cdf(b) - NormalDist().cdf(a) for a, b in ((start, end), (first, last)))
+            parts.append((first, last, share * inside / whole))
+    return [part for part in parts if part[2] > 0]
 
 
 def _widened(rule: Range, column: Column) -> Range:

@@ -107,6 +107,23 @@ def test_repeated_values_are_atoms_and_few_levels_are_all_atoms():
     assert plain.states == 0
 
 
+def test_values_that_stand_out_are_atoms_and_a_grid_is_none():
+    own = np.random.default_rng(1)
+    amounts = own.gamma(2, 2000, 6000).round()
+    round_ones = np.maximum((amounts / 500).round() * 500, 500)
+    paid = np.where(own.random(6000) < 0.4, round_ones, amounts)
+    atoms = np.array(NumberCode.fit(paid, DataConfig()).atoms)
+    multiple = atoms % 500 == 0
+    assert set(np.arange(500, 8001, 500)) <= set(atoms)  # those that some tens of rows have
+    assert multiple.mean() > 0.9
+    degrees = own.normal(20, 3, 30_000).round(2)  # about 30 rows for each hundredth of a degree
+    assert NumberCode.fit(degrees, DataConfig()).atoms == ()
+    assert NumberCode.fit(own.normal(size=6000), DataConfig()).atoms == ()
+    # Zeros as before, and nothing that fewer than ten rows have.
+    few = np.concatenate([own.normal(size=5000), np.zeros(100), np.full(9, 0.123), np.full(10, 0.456)])
+    assert NumberCode.fit(few, DataConfig()).atoms == (0.0, 0.456)
+
+
 def test_bins_hold_equally_many_rows_or_one_value_each():
     smooth = rng.gamma(2, 3, 5000)
     code = NumberCode.fit(smooth, DataConfig())
@@ -133,7 +150,8 @@ def test_values_drawn_inside_bins_have_the_training_distribution():
     details = [codec.layout.units[index].start for index in codec.layout.detail_units]
     blank = x.copy()
     blank[:, details] = 0
-    drawn = codec.draw_details(blank, rng.random((4000, len(codec.layout.units)), dtype=np.float32))
+    uniform = rng.random((4000, len(codec.layout.units)), dtype=np.float32)
+    drawn = codec.draw_details(blank, uniform, np.zeros(uniform.shape, bool))
     category = codec.layout.category_slots
     np.testing.assert_array_equal(drawn[:, category], x[:, category])
     values = codec.decode(drawn)

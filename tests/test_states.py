@@ -143,6 +143,6 @@ def test_the_loss_bounds_the_negative_log_likelihood():
 def test_small_tables_get_small_batches_and_enough_steps():
     config, denoiser = TrainConfig(), denoiser_of(STATES)
     assert [planned_batch(config, rows) for rows in (8, 500, 1000, 100_000)] == [32, 32, 64, 256]
-    assert planned_steps(denoiser, config, 200) == 600
+    assert planned_steps(denoiser, config, 200) == 2400
     assert planned_steps(denoiser, config, 10_000) == 30 * 10_000 // 256
     assert planned_steps(denoiser, TrainConfig(steps=7), 10_000) == 7

@@ -36,7 +36,11 @@ from tabdiff.nn.objective import (
 from tabdiff.nn.processes import Dropout, add_up, agreed, place, share
 
 _EPOCHS = 30  # how often each row is seen; conditional distributions overfit after that
-_LEAST_STEPS = 600  # but a small table needs more
+_LEAST_STEPS = 600
+_SMALL_TABLE, _SMALL_TABLE_STEPS = (
+    5000,
+    2400,
+)  # rows that are drawn in any order show another puzzle each time, and need more passes
 _LEARNED_STEPS = 0.5  # of the planned steps, for a network that begins with the weights of another
 _LEARNED_RATE = 0.5  # of the learning rate; the full one throws away what a small table has taught it
 _HELD_OUT_ROWS = 2048
@@ -153,13 +157,16 @@ def planned_batch(config: TrainConfig, rows: int, length: int = 1) -> int:
 
 
 def planned_steps(denoiser: Denoiser, config: TrainConfig, rows: int) -> int:
-    """`config.steps`, or `_EPOCHS` passes over the rows as far as the default amount of computation allows."""
+    """`config.steps`, or `_EPOCHS` passes over the rows, of small tables more, as far as the default amount of computation allows."""
     if config.steps is not None:
         return config.steps
     batch = planned_batch(config, rows, denoiser.length)
     windows = denoiser.length > 1
     affordable = (_WINDOW_COMPUTE if windows else _COMPUTE) / (6 * denoiser.multiplications * batch)
-    return int(max(_LEAST_WINDOW_STEPS if windows else _LEAST_STEPS, min(affordable, _EPOCHS * rows / batch)))
+    wanted = _EPOCHS * rows / batch
+    if rows < _SMALL_TABLE and not windows:
+        wanted = max(wanted, _SMALL_TABLE_STEPS)
+    return int(max(_LEAST_WINDOW_STEPS if windows else _LEAST_STEPS, min(affordable, wanted)))
 
 
 @dataclass
