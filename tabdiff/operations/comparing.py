@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import polars as pl
 
 from tabdiff.errors import SchemaError
 from tabdiff.operations.judged_events import JudgedEvent, agreement
+from tabdiff.operations.judges import rows_of
 from tabdiff.operations.series_trials import measure_series, spread_of, unseen, worse_figures
 from tabdiff.store.registry import Version
 
@@ -150,12 +152,13 @@ def measure(model: Model, judges: pl.DataFrame, verdicts: list[tuple[dict[str, A
         labels = np.repeat([0, 1], judges.height)
         found["separation"] = float(roc_auc(labels, np.concatenate([scores.score, shuffled])))
         found["fill_error"] = _fill_error(model, judges.head(_FILLED_ROWS))
-    judged = [(values, verdict == "anomaly") for values, verdict in verdicts if verdict != "unsure"]
+    needed = {column.name for column in model.schema.modelled}  # rows from before a column was added say nothing of it
+    judged = [(row, verdict == "anomaly") for row, verdict in verdicts if verdict != "unsure" and needed <= row.keys()]
     anomalies = sum(label for _, label in judged)
     if min(anomalies, len(judged) - anomalies) >= _FEWEST_JUDGED:
-        rows = pl.DataFrame([values for values, _ in judged], infer_schema_length=None, strict=False)
-        scored = model.score(rows).score
-        found["agreement"] = float(average_precision(np.array([int(label) for _, label in judged]), scored))
+        with contextlib.suppress(SchemaError):  # nor do those from before a column became another one
+            scored = model.score(rows_of([row for row, _ in judged], model.schema)).score
+            found["agreement"] = float(average_precision(np.array([int(label) for _, label in judged]), scored))
     return found
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from tabdiff.columns import Kind
+from tabdiff.columns import Kind, as_text
 from tabdiff.errors import ConfigError, StoreError
 from tabdiff.feedback import Memory
+from tabdiff.operations.judges import rows_of
 from tabdiff.operations.tracing import trace, traces
 from tabdiff.operations.training import REFERENCE
 from tabdiff.store import Workspace
@@ -117,7 +118,7 @@ def _load(folder: Path) -> Model:
 
 def _row(values: dict[str, Any], model: Model) -> pl.DataFrame:
     """The row of an alert as a table; times were kept as text."""
-    frame = pl.DataFrame([values], infer_schema_length=None, strict=False)
+    frame = rows_of([values], model.schema)
     times = [
         column.name
         for column in model.schema.columns
@@ -142,5 +143,5 @@ def _nearest(model: Model, frame: pl.DataFrame, reference: Path) -> list[dict[st
     order = np.argsort(distance, kind="stable")[: 10 * _NEAREST]
     normal = model.score(rows[order.tolist()]).p_value > _NORMAL
     chosen = [int(place) for place, fine in zip(order, normal, strict=True) if fine][:_NEAREST]
-    shown = rows.select(pl.all().cast(pl.String, strict=False))
+    shown = rows.select(map(as_text, rows))
     return [shown.row(place, named=True) for place in chosen]

@@ -7,14 +7,17 @@ committed with the piece.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
+from tabdiff.columns import parse_dtype
 from tabdiff.operations.new_rows import Finding, Piece
+from tabdiff.schema import Schema
 from tabdiff.store.registry import Version
 from tabdiff.store.scores import Alert, Part, Stream
 from tabdiff.store.spec import SourceSpec
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from tabdiff.model import Model
 
 _TEXT = 200  # characters of a value that an alert keeps
+_DURATION = re.compile(
+    r"(?:(?P<days>-?\d+) days?, )?(?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>[\d.]+)"
+)  # as Python writes one
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,9 @@ class RowJudge:
         if not piece.frame.height:
             return [Outcome(piece.part, piece.watermark, None, [], 0, self.version.id)]
         table = self.model.score(piece.frame, **self.rule).to_frame()
-        keys = self._keys(piece.frame)
-        renamed = {name: f"input_{name}" if name in table.columns else name for name in keys}
-        table = piece.frame.select(pl.col(name).alias(alias) for name, alias in renamed.items()).hstack(table)
+        renamed = {name: f"input_{name}" if name in table.columns else name for name in self._keys(piece.frame)}
+        keys = [piece.frame[name].alias(alias) for name, alias in renamed.items()]  # there may be none
+        table = table.select(*keys, *table.columns)
         flagged = table.filter("flagged").sort("score", descending=True, maintain_order=True)
         alerts = [self._alert(row, piece.frame) for row in flagged.head(self.max_alerts).iter_rows(named=True)]
         return [Outcome(piece.part, piece.watermark, table, alerts, flagged.height, self.version.id)]
@@ -144,3 +150,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value)[:_TEXT]
+
+
+def rows_of(values: Sequence[Mapping[str, Any]], schema: Schema) -> pl.DataFrame:
+    """Rows as alerts keep them, as a table that the schema takes; times of day and durations are read from their text."""
+    frame = pl.DataFrame(list(values), infer_schema_length=None, strict=False)
+    kinds = {column.name: parse_dtype(column.dtype) for column in schema.columns}
+    read: list[pl.Series] = []
+    for text in (frame[name] for name, dtype in frame.schema.items() if dtype == pl.String):
+        if kinds.get(text.name) == pl.Time:
+            read.append(text.str.to_time("%H:%M:%S%.f", strict=False))
+        elif isinstance(kinds.get(text.name), pl.Duration):
+            parts = [_DURATION.fullmatch(each or "") for each in text.to_list()]
+            lengths = [each and timedelta(**{k: float(v or 0) for k, v in each.groupdict().items()}) for each in parts]
+            read.append(pl.Series(text.name, lengths, dtype=pl.Duration("us")))
+    return frame.with_columns(read)

@@ -52,10 +52,21 @@ def newest_rows(spec: SourceSpec, limit: int) -> tuple[pl.DataFrame, list[Findin
             findings.append(Finding("unreadable", name, str(error)))
     if not frames:
         raise SourceError(f"{spec.location}: no file can be read yet. Check the path of the source.")
-    newest = frames[0]
-    same = [frame for frame in frames if frame.columns == newest.columns]
+    same = _alike(frames)
     if len(same) < len(frames):
-        findings.append(
-            Finding("schema", spec.location, f"{len(frames) - len(same)} older files have other columns; left out")
-        )
+        other = f"{len(frames) - len(same)} older files have other columns, or other types in them; left out"
+        findings.append(Finding("schema", spec.location, other))
     return pl.concat(list(reversed(same)), how="vertical_relaxed").tail(limit), findings
+
+
+def _alike(frames: Sequence[pl.DataFrame]) -> list[pl.DataFrame]:
+    """The frames that have the columns of the first one, in its order; types may differ where there is one for both."""
+    names, types, same = frames[0].columns, frames[0].head(0), []
+    for frame in frames:
+        if set(frame.columns) == set(names):
+            try:
+                types = pl.concat([types, frame.head(0).select(names)], how="vertical_relaxed")
+            except pl.exceptions.PolarsError:
+                continue
+            same.append(frame.select(names))
+    return same

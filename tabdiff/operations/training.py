@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from tabdiff.columns import as_text
 from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable, StoreError, TrainingError
 from tabdiff.files import atomic_folder, fingerprint
 from tabdiff.operations.comparing import compare
@@ -86,7 +87,7 @@ def train(
 def split(frame: pl.DataFrame, share: float) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Rows to fit and rows to judge. Which is which depends on the row's content alone, so no version ever trains on a judge."""
     limit = int(share * 2**64)
-    texts = frame.select(pl.all().cast(pl.String, strict=False).fill_null("\0")).rows()
+    texts = frame.select(as_text(values).fill_null("\0") for values in frame).rows()
     judges = [
         int.from_bytes(hashlib.blake2b("\x1f".join(row).encode(), digest_size=8).digest(), "big") < limit
         for row in texts
