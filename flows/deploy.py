@@ -260,10 +260,12 @@ def automations(block: Any | None) -> list[Any]:
         threshold=1,
     )
     alerts = EventTrigger(expect={"tabdiff.alerts", "tabdiff.drift"}, posture=Posture.Reactive, threshold=1)
+    left_out = EventTrigger(expect={"tabdiff.left_out"}, posture=Posture.Reactive, threshold=1)
     return [
         silent,
         Automation(name="tabdiff: tell of failed runs", trigger=failed, actions=[action]),
         Automation(name="tabdiff: tell of alerts and drift", trigger=alerts, actions=[action]),
+        Automation(name="tabdiff: tell of what was not scored", trigger=left_out, actions=[action]),
     ]
 
 

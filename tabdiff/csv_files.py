@@ -34,6 +34,7 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# What text that is not UTF-8 may be in; of two that fit equally well, the one more in use comes first.
 _GUESSES = ["cp1252", "cp1250", "cp1251", "cp932", "gb18030", "big5", "euc_kr"]
 
 
@@ -109,8 +110,11 @@ def _encoding(path: Path) -> str:
         block = _not_utf8(itertools.chain([head], iter(lambda: file.read(1 << 20), b"")))
     if block is None:
         return "utf-8"
-    best = charset_normalizer.from_bytes(block, cp_isolation=_GUESSES).best()
-    guess = best.encoding if best else "cp1252"
+    found = list(
+        charset_normalizer.from_bytes(block, cp_isolation=_GUESSES)
+    )  # the best first, and among equals the alphabet
+    equal = [one.encoding for one in found if (one.chaos, one.coherence) == (found[0].chaos, found[0].coherence)]
+    guess = min(equal, key=_GUESSES.index, default="cp1252")
     warn(f"{path}: the text is not UTF-8 and was read as {guess}; save the file as UTF-8 to be sure")
     return guess
 

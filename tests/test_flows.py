@@ -126,6 +126,7 @@ def test_train_draw_and_watch_as_flows(server: Server) -> None:
         (data.parent / name).mkdir()
         frame.write_parquet(data.parent / name / "0.parquet")
         server.workspace.sources.add(name, location=str(data.parent / name))
+    (data.parent / "fleet" / "half.parquet").write_bytes(b"PAR1")
     call = [sys.executable, "-c", _IN_PROCESS, json.dumps(QUICK)]
     done = subprocess.run(
         call, env=server.environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400
@@ -143,6 +144,10 @@ def test_train_draw_and_watch_as_flows(server: Server) -> None:
     assert (told[0]["entity"], told[0]["from"][:14]) == ("right", "2026-03-01 05:")
     assert told[0]["columns that say so"].startswith("pressure")
     assert artifacts["tabdiff-series-fleet"]["data"].startswith("data:image/svg+xml;base64,")
+    assert (scored["new_findings"], "unreadable: half.parquet" in artifacts["tabdiff-left-out-fleet"]["data"]) == (
+        1,
+        True,
+    )
     keys = {key: artifact["type"] for key, artifact in artifacts.items()}
     wanted = {
         "tabdiff-progress-second": "progress",

@@ -34,7 +34,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
 
     Returns:
         run, rows, flagged, parts, alerts (new ones), late_scored (rows among them that came late), late (rows that came too late to be
-        scored), findings, and whether there is more.
+        scored), findings, new_findings (how many no run told of before, late rows included), and whether there is more.
 
     Raises:
         StoreError: source or champion are missing, or the database is out of reach.
@@ -46,7 +46,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
     with workspace.runs.start("score", f"{job.source}:{job.model}") as run:
         version = workspace.models.get(job.model)
         judge = _judge(workspace, job, source_id, spec, version)
-        total = dict.fromkeys(("rows", "flagged", "parts", "alerts", "late_scored"), 0)
+        total = dict.fromkeys(("rows", "flagged", "parts", "alerts", "late_scored", "new_findings"), 0)
         findings: list[Finding] = []
         more = False
         late = lost = 0
@@ -99,12 +99,13 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
             finally:
                 told = [*reader.findings, *judge.findings]
                 findings += [finding for finding in told if finding not in findings]
-                _tell(workspace, job, told)
+                total["new_findings"] += _tell(workspace, job, told)
             late_below = reader.late(rows)
             break
         if late_below:
             detail = {"rows": late_below, "watermark": mark}
-            workspace.events.tell("late_rows", job.source, "warning", detail, once=f"{late_below}")
+            new = workspace.events.tell("late_rows", job.source, "warning", detail, once=f"{late_below}")
+            total["new_findings"] += new
         run.result = {
             "run": run.id,
             "model": job.model,
@@ -136,14 +137,17 @@ def _judge(workspace: Workspace, job: ScoreJob, source_id: int, spec: SourceSpec
     return RowJudge(model, version, spec, rule, job.max_alerts)
 
 
-def _tell(workspace: Workspace, job: ScoreJob, findings: list[Finding]) -> None:
+def _tell(workspace: Workspace, job: ScoreJob, findings: list[Finding]) -> int:
+    """Record findings, each once; how many are new and will not pass by themselves."""
+    new = 0
     for finding in findings:
         severity: Literal["info", "warning"] = "info" if finding.kind == "unfinished" else "warning"
-        subject = f"{job.source}/{finding.subject}"
-        workspace.events.tell(
+        told = workspace.events.tell(
             f"source_{finding.kind}",
-            subject,
+            f"{job.source}/{finding.subject}",
             severity,
             {"reason": finding.reason[:2000]},
             once=finding.once or finding.reason,
         )
+        new += told and severity == "warning"
+    return new
