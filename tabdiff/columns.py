@@ -146,11 +146,3 @@ def parse_dtype(text: str) -> pl.DataType | None:
 def is_text(dtype: pl.DataType) -> bool:
     """Values of this type are strings, however they are stored."""
     return dtype in (pl.String, pl.Categorical, pl.Enum)
-
-
-def as_text(values: pl.Series) -> pl.Series:
-    """Any column as text, null as null. polars itself refuses to cast durations, lists and bytes."""
-    if values.dtype.is_nested() or values.dtype in (pl.Duration, pl.Binary, pl.Object):
-        texts = [None if value is None else str(value) for value in values.to_list()]
-        return pl.Series(values.name, texts, dtype=pl.String)
-    return values.cast(pl.String)

@@ -21,7 +21,7 @@ from jaxtyping import Float64
 from tabdiff.codec import Codec
 from tabdiff.codes import CategoryCode, NumberCode
 from tabdiff.constraints import Among, Range, numbers
-from tabdiff.errors import ConfigError, SynthesisError
+from tabdiff.errors import ConfigError, SynthesisError, warn
 from tabdiff.schema import Column, Kind, Schema
 
 _OPERATORS = re.compile(r"\s*(>=|<=|=|>|<|\bin\b)\s*(.*)", re.DOTALL)
@@ -149,6 +149,9 @@ def among(column: Column, values: Sequence[Any]) -> Among:
     if canonical.null_count():
         raise ConfigError(f"column {column.name!r}: a set lists values, and missing is none; got {list(values)}.")
     cells = numbers(canonical).tolist() if canonical.dtype == pl.Datetime else canonical.to_list()
+    unseen = [cell for cell in cells if column.categories and cell not in column.categories]
+    if 0 < len(unseen) < len(cells) and column.kind is Kind.CATEGORICAL:
+        warn(f"column {column.name!r}: no training row has {', '.join(map(repr, unseen))}, so none is drawn")
     return Among(column=column.name, values=tuple(cells))
 
 

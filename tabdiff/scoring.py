@@ -10,7 +10,7 @@ import polars as pl
 from jaxtyping import Bool, Float32, Float64
 
 from tabdiff.codec import Encoded
-from tabdiff.columns import as_text
+from tabdiff.files import as_text
 from tabdiff.runtime import Runtime
 
 CHUNK_ROWS = 1024  # large enough to fill the matrix products, small enough that memory does not grow with the table

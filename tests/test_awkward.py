@@ -12,11 +12,13 @@ import polars as pl
 import pytest
 
 import tabdiff
+from tabdiff.files import atomic_write, part_writer, write
 from tabdiff.operations import ScoreJob, TrainJob, comparing, new_rows, score_new, train
 from tabdiff.operations.inspection import inspect
 from tabdiff.operations.judges import plain, rows_of
 from tabdiff.operations.reading import newest_rows
 from tabdiff.operations.training import split
+from tabdiff.sources import load
 from tabdiff.store import Workspace
 from tabdiff.store.spec import SourceSpec
 from tests.workspaces import QUICK, orders, scored_ids, with_champion
@@ -76,6 +78,26 @@ def test_rows_of_alerts_are_read_as_they_were() -> None:
     schema = tabdiff.Schema.infer(frame)
     kept = [{name: plain(value) for name, value in row.items()} for row in frame.iter_rows(named=True)]
     assert schema.conform(rows_of(kept, schema)).equals(schema.conform(frame))
+
+
+def test_times_of_day_and_durations_come_back_from_csv(tmp_path: Path) -> None:
+    frame = shifts(50).drop("tags", "photo").with_columns(lasted=-pl.col("lasted"))
+    schema = tabdiff.Schema.infer(frame)
+    write(frame, tmp_path / "a.csv")
+    assert schema.conform(load(tmp_path / "a.csv")).equals(schema.conform(frame))
+    with pytest.raises(tabdiff.SchemaError, match="soon"):
+        schema.conform(frame.with_columns(lasted=pl.lit("soon")))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".csv"])
+def test_parts_of_a_file_may_have_other_categories(tmp_path: Path, suffix: str) -> None:
+    parts = [pl.DataFrame({"c": pl.Series(names, dtype=pl.Categorical)}) for names in (["a", "b"], ["c", None], ["b"])]
+    path = tmp_path / f"t{suffix}"
+    with atomic_write(path) as temporary, part_writer(temporary, path) as add:
+        for part in parts:
+            add(part.with_columns(lasted=pl.lit(timedelta(hours=30))))
+    read = {".parquet": pl.read_parquet, ".arrow": pl.read_ipc, ".csv": pl.read_csv}[suffix]
+    assert read(path)["c"].cast(pl.String).to_list() == ["a", "b", "c", None, "b"]
 
 
 def test_which_rows_judge_does_not_depend_on_the_kind_of_column() -> None:

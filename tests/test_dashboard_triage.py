@@ -123,7 +123,7 @@ def test_health_tells_the_worst_first(workspace: Workspace, tmp_path: Path) -> N
     monitor(workspace, MonitorJob.of(source="orders", model="orders", every=1e-6))
     assert states()["orders"] in ("stale", "odd rows", "drifting")
     folder = Path(str(workspace.sources.get("orders")[1].location))
-    pl.DataFrame({"other": [1]}).write_parquet(folder / "other.parquet")
+    orders(3, 900).drop("price").write_parquet(folder / "other.parquet")
     for new in (1, 0):  # told of once, and a state for as long as it is so
         assert score_new(workspace, ScoreJob.of(source="orders", model="orders"))["new_findings"] == new
         assert states()["orders"] == "not all scored"

@@ -153,6 +153,12 @@ def test_impossible_conditions_end_in_an_error(model, given, error, message):
         model.sample(50, given=given)
 
 
+def test_a_value_of_a_set_that_training_never_showed_is_told_of(model):
+    with pytest.warns(tabdiff.errors.TabdiffWarning, match="no training row has 'nobody'"):
+        rows = model.sample(20, given={"group": ["a", "nobody"]})
+    assert set(rows["group"]) == {"a"}
+
+
 # ----------------------------------------------------------------------------------------------- balance
 
 

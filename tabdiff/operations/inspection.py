@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from tabdiff.columns import Kind, as_text
+from tabdiff.columns import Kind
 from tabdiff.errors import ConfigError, StoreError
 from tabdiff.feedback import Memory
+from tabdiff.files import as_text
 from tabdiff.operations.judges import rows_of
 from tabdiff.operations.tracing import trace, traces
 from tabdiff.operations.training import REFERENCE

@@ -7,15 +7,15 @@ committed with the piece.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
 from tabdiff.columns import parse_dtype
+from tabdiff.conversion import read_ticks
 from tabdiff.operations.new_rows import Finding, Piece
 from tabdiff.schema import Schema
 from tabdiff.store.registry import Version
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from tabdiff.model import Model
 
 _TEXT = 200  # characters of a value that an alert keeps
-_DURATION = re.compile(
-    r"(?:(?P<days>-?\d+) days?, )?(?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>[\d.]+)"
-)  # as Python writes one
 
 
 @dataclass(frozen=True)
@@ -153,15 +150,12 @@ def plain(value: Any) -> Any:
 
 
 def rows_of(values: Sequence[Mapping[str, Any]], schema: Schema) -> pl.DataFrame:
-    """Rows as alerts keep them, as a table that the schema takes; times of day and durations are read from their text."""
+    """Rows as alerts keep them, as a table that the schema takes; times of day and durations have their type again."""
     frame = pl.DataFrame(list(values), infer_schema_length=None, strict=False)
-    kinds = {column.name: parse_dtype(column.dtype) for column in schema.columns}
     read: list[pl.Series] = []
-    for text in (frame[name] for name, dtype in frame.schema.items() if dtype == pl.String):
-        if kinds.get(text.name) == pl.Time:
-            read.append(text.str.to_time("%H:%M:%S%.f", strict=False))
-        elif isinstance(kinds.get(text.name), pl.Duration):
-            parts = [_DURATION.fullmatch(each or "") for each in text.to_list()]
-            lengths = [each and timedelta(**{k: float(v or 0) for k, v in each.groupdict().items()}) for each in parts]
-            read.append(pl.Series(text.name, lengths, dtype=pl.Duration("us")))
+    for column in schema.columns:
+        if frame.schema.get(column.name) == pl.String:
+            ticks, dtype = read_ticks(frame[column.name], column), parse_dtype(column.dtype)
+            if ticks is not None:
+                read.append((ticks * 1000).cast(pl.Time) if dtype == pl.Time else ticks.cast(pl.Duration("us")))
     return frame.with_columns(read)

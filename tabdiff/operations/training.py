@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from tabdiff.columns import as_text
 from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable, StoreError, TrainingError
-from tabdiff.files import atomic_folder, fingerprint
+from tabdiff.files import as_text, atomic_folder, fingerprint
 from tabdiff.operations.comparing import compare
 from tabdiff.operations.jobs import TrainJob
 from tabdiff.operations.judged_events import judged_events
