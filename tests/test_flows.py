@@ -245,6 +245,7 @@ def test_a_scheduled_run_on_postgres_and_no_secret_anywhere(
         ("[[schedules]]\nname='a'\nflow='score'\njob={source='a',model='b'}", "either cron or every"),
         ("[[schedules]]\nname='a'\nflow='score'\nevery=60\njob={source='../a',model='b'}", "pattern"),
         ("[[schedules]]\nname='a'\nflow='drop'\nevery=60\njob={}", "flow"),
+        ("[[schedules]]\nname='a'\nflow='score'\nevery=60\njob={source='a',model='b'}\n" * 2, "several named 'a'"),
         ("not toml", "not TOML"),
     ],
 )
@@ -254,3 +255,11 @@ def test_a_plan_that_cannot_be_kept_is_refused(tmp_path: Path, text: str, messag
         deploy.read_plan(tmp_path / "plan.toml")
     with pytest.raises(ConfigError, match="flows init"):
         deploy.read_plan(tmp_path / "absent.toml")
+
+
+def test_a_wrong_cron_expression_is_told_of() -> None:
+    job = {"source": "orders", "model": "orders"}
+    schedule = deploy.Scheduled(name="hourly", flow="score", cron="5 * * *", every=None, overlap="skip", job=job)
+    plan = deploy.Plan(timezone="UTC", at_once=1, schedules=[schedule])
+    with pytest.raises(ConfigError, match="schedule 'hourly' cannot be kept: Invalid cron"):
+        deploy.deployments(plan)
