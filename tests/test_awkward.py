@@ -144,6 +144,18 @@ def test_rows_without_a_value_that_tells_new_ones_are_told_of(on_sqlite: Workspa
     assert len(on_sqlite.events.latest()) == 1  # told once
 
 
+def test_an_hour_without_rows_is_nothing_to_tell_of(on_sqlite: Workspace, data: Path) -> None:
+    on_sqlite.sources.add("orders", location=str(data), settle=0.0)
+    (data / "1.csv").write_text(",".join(orders(1, 0).columns) + "\n")
+    orders(8, 0).write_csv(data / "2.csv")
+    (data / "3.csv").write_text(",".join(orders(1, 0).columns) + "\n")
+    done = score_new(on_sqlite, job())
+    assert (done["rows"], done["parts"], done["findings"]) == (8, 3, [])
+    assert score_new(on_sqlite, job())["parts"] == 0
+    found, findings = newest_rows(on_sqlite.sources.get("orders")[1], 100)
+    assert (found["items"].dtype, found.height, findings) == (pl.Int64, 8, [])
+
+
 def test_many_files_without_an_end_mark_are_waited_for_once(
     on_sqlite: Workspace, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

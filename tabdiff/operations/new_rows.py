@@ -241,12 +241,10 @@ def _loose(path: Path) -> bool:
 
 
 def load_files(files: Sequence[Path]) -> pl.DataFrame:
-    """All rows of a unit, in order of file names."""
-    frames = [load(path) for path in files]
-    if len(frames) == 1:
-        return frames[0]
+    """All rows of a unit, in order of file names; there may be none. CSV without rows has no types that others could have."""
+    found = [load(path, empty=True) for path in files]
     try:
-        return pl.concat(frames, how="vertical_relaxed")
+        return pl.concat([frame for frame in found if frame.height] or found[:1], how="vertical_relaxed")
     except pl.exceptions.PolarsError as error:
         raise SourceError(
             f"{files[0].parent}: its files must have the same columns ({error}). Write them again."
@@ -284,8 +282,8 @@ class GrowingReader:
     def _tell_unplaced(self, where: str, rows: int) -> None:
         """Rows without a value in the growing column are above no watermark and below none."""
         if rows:
-            reason = f"{rows} rows have no {self.spec.column}, which tells new rows, and are not scored; fill it in"
-            self.findings.append(Finding("unplaced", where, reason))
+            why = f"{rows} rows have no {self.spec.column}, which tells new rows, and are not scored; fill it in"
+            self.findings.append(Finding("unplaced", where, why))
 
     def _piece(self, frame: pl.DataFrame, end: Any) -> Piece:
         """The rows from the watermark to `end`, which becomes the next one."""

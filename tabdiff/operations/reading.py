@@ -47,11 +47,12 @@ def newest_rows(spec: SourceSpec, limit: int) -> tuple[pl.DataFrame, list[Findin
         if sum(frame.height for frame in frames) >= limit:
             break
         try:
-            frames.append(load_files(files))
+            read_now = load_files(files)
+            frames += [read_now] if read_now.height else []
         except (TabdiffError, OSError) as error:
             findings.append(Finding("unreadable", name, str(error)))
     if not frames:
-        raise SourceError(f"{spec.location}: no file can be read yet. Check the path of the source.")
+        raise SourceError(f"{spec.location}: no file with rows can be read yet. Check the path of the source.")
     same = _alike(frames)
     if len(same) < len(frames):
         other = f"{len(frames) - len(same)} older files have other columns, or other types in them; left out"
