@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 import tabdiff
+from tabdiff import imputation
 from tabdiff.files import atomic_write, part_writer, write
 from tabdiff.operations import ScoreJob, TrainJob, comparing, new_rows, score_new, train
 from tabdiff.operations.inspection import inspect
@@ -119,6 +120,20 @@ def test_verdicts_of_before_a_column_was_added_do_not_stop_training(small_model:
     assert "agreement" not in comparing.measure(small_model, rows, older)
     other = [({**row, "price": "cheap"}, said) for row, said in verdicts]
     assert "agreement" not in comparing.measure(small_model, rows, other)
+
+
+def test_gaps_are_filled_in_a_type_that_holds_what_was_drawn() -> None:
+    narrow = pl.Series([1, None], dtype=pl.Int8)
+    assert [each.dtype for each in imputation._of_one_type(narrow, pl.Series([1, 100]))] == [pl.Int8, pl.Int8]
+    assert [each.dtype for each in imputation._of_one_type(narrow, pl.Series([1, 300]))] == [pl.Int64, pl.Int64]
+    words, known = pl.Series(["a", None], dtype=pl.Enum(["a"])), pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"]))
+    assert [each.to_list() for each in imputation._of_one_type(words, known)] == [["a", None], ["a", "b"]]
+
+
+def test_draws_of_one_seed_are_not_those_of_the_next() -> None:
+    of = [{imputation._seed(seed, draw) for draw in range(15)} for seed in range(3)]
+    assert len(set.union(*of)) == 45
+    assert imputation._seed(7, 0) == 7
 
 
 # ---------------------------------------------------------------------------------------------- files of a source

@@ -177,6 +177,8 @@ def _rules(
 
 def _describe(found: Evaluation, out: Path) -> Outcome:
     """The headline figures and what failed."""
+    from tabdiff.evaluate.validity import counted
+
     values = found.to_json()
     failed = [check.to_json() for check in found.failures]
     figures = table("measure", "synthetic", "floor", "ceiling")
@@ -187,7 +189,7 @@ def _describe(found: Evaluation, out: Path) -> Outcome:
         figures.add_row(figure.name + (" (higher is better)" if figure.higher_is_better else ""), *cells)
     checks = [*found.validity.checks, *found.privacy.checks]
     shown: list[Any] = [
-        f"{len(checks) - len(failed)} of {len(checks)} checks passed; {found.validity.invalid_rows:.2f} % of the rows are invalid.",
+        f"{counted(checks)}; {found.validity.invalid_rows:.2f} % of the rows are invalid.",
         *(f"FAILED {check['column']}: {check['rule']}; {check['found']}" for check in failed[:10]),
         "Floor: real rows that were not trained on. Ceiling: columns drawn independently. Lower is better unless said.",
         figures,
