@@ -14,7 +14,7 @@ import pytest
 import tabdiff
 from tabdiff import imputation
 from tabdiff.files import atomic_write, part_writer, write
-from tabdiff.operations import ScoreJob, TrainJob, comparing, new_rows, score_new, train
+from tabdiff.operations import MonitorJob, ScoreJob, TrainJob, comparing, monitor, new_rows, score_new, train
 from tabdiff.operations.inspection import inspect
 from tabdiff.operations.judges import plain, rows_of
 from tabdiff.operations.reading import newest_rows
@@ -134,6 +134,17 @@ def test_draws_of_one_seed_are_not_those_of_the_next() -> None:
     of = [{imputation._seed(seed, draw) for draw in range(15)} for seed in range(3)]
     assert len(set.union(*of)) == 45
     assert imputation._seed(7, 0) == 7
+
+
+def test_where_no_row_was_put_aside_there_is_nothing_to_compare_with(on_sqlite: Workspace, data: Path) -> None:
+    folder = on_sqlite.models.get("orders").folder
+    assert folder is not None
+    orders(1, 0).head(0).write_parquet(folder / "reference.parquet")
+    on_sqlite.sources.add("orders", location=str(data))
+    orders(60, 0).write_parquet(data / "a.parquet")
+    assert score_new(on_sqlite, job())["flagged"] == 3
+    assert monitor(on_sqlite, MonitorJob.of(source="orders", model="orders"))["verdict"] == "fine"
+    assert inspect(on_sqlite, on_sqlite.scores.alerts()[0]["id"])["nearest"] == []
 
 
 # ---------------------------------------------------------------------------------------------- files of a source

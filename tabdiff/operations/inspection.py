@@ -133,6 +133,8 @@ def _nearest(model: Model, frame: pl.DataFrame, reference: Path) -> list[dict[st
     if not reference.is_file():
         return []
     rows = pl.read_parquet(reference, n_rows=_MOST_COMPARED)
+    if not rows.height:
+        return []
     try:
         memory = Memory.of(model.codec, model.bundle.tensors)
         slots, transform = memory.slots, memory.transform
