@@ -17,7 +17,7 @@ from tabdiff.files import atomic_write, part_writer, write
 from tabdiff.operations import MonitorJob, ScoreJob, TrainJob, comparing, monitor, new_rows, score_new, train
 from tabdiff.operations.inspection import inspect
 from tabdiff.operations.judges import plain, rows_of
-from tabdiff.operations.reading import newest_rows
+from tabdiff.operations.reading import newest_rows, reads_as
 from tabdiff.operations.training import split
 from tabdiff.sources import load
 from tabdiff.store import Workspace
@@ -168,6 +168,23 @@ def test_rows_without_a_value_that_tells_new_ones_are_told_of(on_sqlite: Workspa
         assert [finding["kind"] for finding in done["findings"]] == ["unplaced"]
         assert "3 rows have no order_id" in done["findings"][0]["reason"]
     assert len(on_sqlite.events.latest()) == 1  # told once
+
+
+def test_one_odd_file_is_not_learned_from_unless_the_newest_are_all_like_it(on_sqlite: Workspace, data: Path) -> None:
+    fits = reads_as(on_sqlite.models.get("orders"))
+    for part in range(4):
+        frame = orders(5, 5 * part)
+        odd = frame.with_columns(price=pl.col("price").cast(pl.String) + " EUR") if part in (1, 3) else frame
+        odd.write_csv(data / f"{part}.csv")
+    spec = SourceSpec(location=str(data))
+    frame, findings = newest_rows(spec, 100, fits)
+    assert frame["order_id"].to_list() == [*range(5), *range(10, 15)]
+    assert (frame["price"].dtype, [finding.subject for finding in findings]) == (pl.Float64, ["3.csv", "1.csv"])
+    for part in (4, 5):
+        orders(5, 5 * part).drop("price").write_csv(data / f"{part}.csv")
+    frame, _ = newest_rows(spec, 100, fits)
+    assert (frame["order_id"].to_list(), "price" in frame) == ([*range(20, 30)], False)
+    assert reads_as(None) is None
 
 
 def test_an_hour_without_rows_is_nothing_to_tell_of(on_sqlite: Workspace, data: Path) -> None:

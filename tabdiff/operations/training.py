@@ -18,7 +18,7 @@ from tabdiff.operations.comparing import compare
 from tabdiff.operations.jobs import TrainJob
 from tabdiff.operations.judged_events import judged_events
 from tabdiff.operations.levels import ACCEPTED, levelled
-from tabdiff.operations.reading import newest_rows
+from tabdiff.operations.reading import newest_rows, reads_as
 from tabdiff.operations.series_trials import about, split_time
 from tabdiff.store import Workspace
 from tabdiff.store.registry import Version
@@ -57,7 +57,7 @@ def train(
     """
     source_id, spec = workspace.sources.get(job.source)
     with workspace.runs.start("train", f"{job.source}:{job.model}") as run:
-        frame, findings = newest_rows(spec, job.max_rows)
+        frame, findings = newest_rows(spec, job.max_rows, reads_as(_champion(workspace, job.model)))
         levels: list[Any] = []
         if job.fit.series.time is None:
             rest, judges = split(frame, job.evaluation_share)
