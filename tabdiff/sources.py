@@ -61,6 +61,17 @@ def files_of(source: str | Path) -> list[Path]:
     return _expand(Path(source))
 
 
+def is_csv(source: str | Path) -> bool:
+    """Whether the rows are text, whose types are guesses.
+
+    Raises:
+        SourceError: there are no such files.
+    """
+    if isinstance(source, str) and "://" in source:
+        return False
+    return any(_format(path) == "csv" for path in _expand(Path(source)))
+
+
 def _parts(source: str | Path, query: str | None, *, empty: bool = False) -> list[tuple[Path, pl.LazyFrame]]:
     """The rows of each file, all with the same columns; a query is one part."""
     if isinstance(source, str) and "://" in source:

@@ -224,6 +224,17 @@ def run(*arguments: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+def test_rows_in_csv_are_not_blamed_for_having_no_types(tables, tmp_path: Path) -> None:
+    tables[0].write_parquet(tmp_path / "real.parquet")
+    tables[1].write_parquet(tmp_path / "holdout.parquet")
+    tables[2].write_csv(tmp_path / "synthetic.csv")
+    paths = [tmp_path / name for name in ("real.parquet", "synthetic.csv", "holdout.parquet", "report")]
+    assert run("evaluate", *paths[:2], "--holdout", paths[2], "--out", paths[3], "--strict")[0] == 0
+    text = tables[2].with_columns(pl.col("day").cast(pl.String))
+    failed = [check.rule for check in evaluate(tables[0], text, tables[1]).failures]
+    assert failed == ["same dtype as the real column"]
+
+
 def test_the_command_writes_a_page_and_json(tables, tmp_path: Path) -> None:
     for name, frame in zip(("real", "holdout", "synthetic"), tables, strict=True):
         frame.write_parquet(tmp_path / f"{name}.parquet")

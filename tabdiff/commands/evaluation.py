@@ -54,13 +54,16 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> Outcome:
     """Judge a synthetic table: validity, fidelity, usefulness, privacy. One HTML page, and JSON beside it."""
+    from tabdiff.sources import is_csv
+
     _check_folder(out)
     frames = [read_table(data, None) if data else None for data in (real, synthetic, holdout)]
     assert frames[0] is not None  # the arguments are required
     assert frames[1] is not None
     schema, rules = _rules(frames[0], frames[2], model, constraints)
     report, report_page, _ = _judges()
-    found = report.evaluate(frames[0], frames[1], frames[2], target=target, schema=schema, constraints=rules, seed=seed)
+    typed = not (is_csv(real) or is_csv(synthetic))
+    found = report.evaluate(*frames, target=target, schema=schema, constraints=rules, seed=seed, typed=typed)
     html = report_page.report_page(found, frames[0], frames[1], schema)
     with files().atomic_folder(out, replace=True) as folder:
         (folder / "report.html").write_text(html, encoding="utf-8")
