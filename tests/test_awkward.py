@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from datetime import time as clock
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,7 @@ from tabdiff import imputation
 from tabdiff.files import atomic_write, part_writer, write
 from tabdiff.operations import MonitorJob, ScoreJob, TrainJob, comparing, monitor, new_rows, score_new, train
 from tabdiff.operations.inspection import inspect
-from tabdiff.operations.judges import plain, rows_of
+from tabdiff.operations.judges import RowJudge, plain, rows_of
 from tabdiff.operations.reading import newest_rows, reads_as
 from tabdiff.operations.training import split
 from tabdiff.sources import load
@@ -145,6 +146,16 @@ def test_where_no_row_was_put_aside_there_is_nothing_to_compare_with(on_sqlite: 
     assert score_new(on_sqlite, job())["flagged"] == 3
     assert monitor(on_sqlite, MonitorJob.of(source="orders", model="orders"))["verdict"] == "fine"
     assert inspect(on_sqlite, on_sqlite.scores.alerts()[0]["id"])["nearest"] == []
+
+
+@pytest.mark.parametrize("text", ["01.03.2026 14:30", "2026-03-01T15:30:00+01:00"])
+def test_times_kept_as_text_say_when_an_alert_was(small_model: tabdiff.Model, text: str) -> None:
+    frame = orders(30, 0).with_columns(ordered=pl.lit(text))
+    schema = tabdiff.Schema.infer(frame, overrides={"ordered": {"role": "time"}})
+    model = SimpleNamespace(schema=schema, calibration=small_model.calibration)
+    judge = RowJudge(model, None, SourceSpec(location="/data"), {}, 10)  # type: ignore[arg-type]
+    alert = judge._alert({"row": 3, "score": 9.0, "p_value": 0.01}, frame)
+    assert alert.at == datetime(2026, 3, 1, 14, 30, tzinfo=UTC)
 
 
 # ---------------------------------------------------------------------------------------------- files of a source

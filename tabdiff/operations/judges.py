@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
-from tabdiff.columns import parse_dtype
-from tabdiff.conversion import read_ticks
+from tabdiff.columns import Column, Kind, parse_dtype
+from tabdiff.conversion import read_ticks, to_canonical
 from tabdiff.operations.new_rows import Finding, Piece
 from tabdiff.schema import Schema
 from tabdiff.store.registry import Version
@@ -124,9 +124,17 @@ class RowJudge:
         excess = row["score"] / highest if highest > 0 else None
         columns = self.model.schema.columns
         entities = [str(held[c.name]) for c in columns if c.role.value == "entity" and c.name in held]
-        at = _time_of(held, [*(c.name for c in columns if c.role.value == "time"), self.spec.column])
+        times = {c.name: _read_time(held[c.name], c) for c in columns if c.role.value == "time" and c.name in held}
+        at = _time_of({**held, **times}, [*times, self.spec.column])
         entity = " / ".join(entities)[:_TEXT] or None
         return Alert(row["row"], row["score"], row["p_value"], reasons, values, at, entity, excess)
+
+
+def _read_time(value: Any, column: Column) -> Any:
+    """A time as the schema has it; CSV holds it as text."""
+    if not isinstance(value, str) or column.kind is not Kind.DATETIME:
+        return value
+    return to_canonical(pl.Series(column.name, [value]), column)[0][0]
 
 
 def _time_of(held: dict[str, Any], names: list[str | None]) -> datetime | None:
