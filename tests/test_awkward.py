@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import UTC, datetime, timedelta
 from datetime import time as clock
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import typer
 
 import tabdiff
 from tabdiff import imputation
+from tabdiff.cli import app
 from tabdiff.files import atomic_write, part_writer, write
 from tabdiff.operations import MonitorJob, ScoreJob, TrainJob, comparing, monitor, new_rows, score_new, train
 from tabdiff.operations.inspection import inspect
@@ -249,3 +253,24 @@ def test_older_files_may_have_another_order_and_are_left_out_if_their_types_do_n
     assert [finding.reason for finding in findings] == [
         "1 older files have other columns, or other types in them; left out"
     ]
+
+
+# ---------------------------------------------------------------------------------------------- messages
+
+
+def test_commands_that_messages_name_exist() -> None:
+    commands: Any = typer.main.get_command(app)
+    known = {
+        name: set(getattr(command, "commands", ())) for name, command in commands.commands.items()
+    }  # a group has commands of its own
+    root = Path(tabdiff.__file__).parent.parent
+    named = re.compile(r"(?:Run|run|[.;] |`)tabdiff ([a-z][a-z-]*)(?: ([a-z-]+))?")
+    found = 0
+    for path in [
+        path for folder in ("tabdiff", "flows", "dashboard", "onnx_export") for path in (root / folder).rglob("*.py")
+    ]:
+        for first, second in named.findall(path.read_text(encoding="utf-8").replace("Run tabdiff", "run tabdiff")):
+            found += 1
+            assert first in known, f"{path.name}: tabdiff {first}"
+            assert not known[first] or second in known[first], f"{path.name}: tabdiff {first} {second}"
+    assert found > 20
