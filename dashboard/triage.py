@@ -113,6 +113,7 @@ def streams(workspace: Workspace) -> list[dict[str, Any]]:
 # From the worst. A sign goes with each word, so that none is told by colour alone.
 STATES = {
     "failing": "✖ failing",
+    "not all scored": "◪ not all scored",
     "drifting": "▲ drifting",
     "stale": "◷ stale",
     "odd rows": "◆ odd rows",
@@ -147,6 +148,8 @@ def health(workspace: Workspace) -> list[dict[str, Any]]:
         state, why = "fine", ""
         if run is not None and run["status"] in ("failed", "crashed"):
             state, why = "failing", str(run["error"] or "")
+        elif left := _left_out(run):
+            state, why = "not all scored", left
         elif known_stream["scored"] is None:
             state, why = "never scored", "no rows were scored yet"
         elif watched is not None and watched["verdict"] in _VERDICTS:
@@ -154,6 +157,14 @@ def health(workspace: Workspace) -> list[dict[str, Any]]:
         line = {"source": source, "model": model, "state": state, "why": why, "rows": known_stream["rows"]}
         found.append(line | {"scored": known_stream["scored"], "watched": watched["created"] if watched else None})
     return sorted(found, key=lambda line: (list(STATES).index(line["state"]), line["source"], line["model"]))
+
+
+def _left_out(run: dict[str, Any] | None) -> str:
+    """What the last run of a source could not score and no later one will by itself; empty if that is nothing."""
+    findings = ((run or {}).get("result") or {}).get("findings", [])
+    lasting = [f"{each['subject']}: {each['reason']}" for each in findings if each["kind"] != "unfinished"]
+    more = f" (and {len(lasting) - 1} more)" if len(lasting) > 1 else ""
+    return f"{lasting[0]}{more}" if lasting else ""
 
 
 @cached()

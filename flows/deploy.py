@@ -92,6 +92,14 @@ class Plan(BaseModel):
             raise ValueError(f"no time zone is named {value!r}") from None
         return value
 
+    @model_validator(mode="after")
+    def _told_apart(self) -> Plan:
+        names = [(each.flow, each.name) for each in self.schedules]
+        for flow, name in names:
+            if names.count((flow, name)) > 1:  # in Prefect the last of them would be all there is
+                raise ValueError(f"schedules of one flow have names of their own; {flow!r} has several named {name!r}")
+        return self
+
 
 def read_plan(path: Path) -> Plan:
     """Read a file of schedules.
@@ -179,7 +187,11 @@ def become_prefect(arguments: list[str]) -> None:
 
 
 def deployments(plan: Plan) -> list[Any]:
-    """The deployments of a plan, and one of each flow for runs on demand; for `serve` or a work pool."""
+    """The deployments of a plan, and one of each flow for runs on demand; for `serve` or a work pool.
+
+    Raises:
+        ConfigError: a cron expression is none.
+    """
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.schedules import Cron, Interval
     from prefect.types.entrypoint import EntrypointType
@@ -196,11 +208,15 @@ def deployments(plan: Plan) -> list[Any]:
         for flow in flows.values()
     ]
     for each in plan.schedules:
-        when = (
-            Cron(each.cron, timezone=plan.timezone)
-            if each.cron is not None
-            else Interval(timedelta(seconds=each.every or 0), timezone=plan.timezone)
-        )
+        try:
+            when = (
+                Cron(each.cron, timezone=plan.timezone)
+                if each.cron is not None
+                else Interval(timedelta(seconds=each.every or 0), timezone=plan.timezone)
+            )
+        except ValueError as error:
+            cure = 'Write minute, hour, day, month and weekday, as in "5 * * * *".'
+            raise ConfigError(f"schedule {each.name!r} cannot be kept: {error}. {cure}") from None
         made.append(
             flows[each.flow].to_deployment(  # type: ignore[attr-defined]
                 name=each.name,
@@ -260,10 +276,12 @@ def automations(block: Any | None) -> list[Any]:
         threshold=1,
     )
     alerts = EventTrigger(expect={"tabdiff.alerts", "tabdiff.drift"}, posture=Posture.Reactive, threshold=1)
+    left_out = EventTrigger(expect={"tabdiff.left_out"}, posture=Posture.Reactive, threshold=1)
     return [
         silent,
         Automation(name="tabdiff: tell of failed runs", trigger=failed, actions=[action]),
         Automation(name="tabdiff: tell of alerts and drift", trigger=alerts, actions=[action]),
+        Automation(name="tabdiff: tell of what was not scored", trigger=left_out, actions=[action]),
     ]
 
 

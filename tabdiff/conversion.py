@@ -127,6 +127,8 @@ def _numbers(series: pl.Series, column: Column) -> tuple[pl.Series, pl.Series]:
     if is_text(series.dtype):
         text = stripped(series)
         missing = text.is_null()
+        if (ticks := read_ticks(text, column)) is not None:
+            return missing, ticks
         numbers = text.cast(pl.Float64, strict=False).fill_nan(None)
         if column.kind is Kind.INTEGER:  # past 2**53 they would lose digits on the way through floats
             numbers = text.cast(pl.Int64, strict=False).fill_null(_whole(numbers))
@@ -153,6 +155,18 @@ def _ticks(series: pl.Series) -> pl.Series:
     if series.dtype == pl.Time:
         return series.cast(pl.Int64) // 1_000
     return series.dt.total_microseconds()
+
+
+def read_ticks(text: pl.Series, column: Column) -> pl.Series | None:
+    """Microseconds of times of day and durations written as Python does, null where they are not; None if the column holds neither."""
+    if column.dtype == "Time":
+        return _ticks(text.str.to_time("%H:%M:%S%.f", strict=False))
+    if not column.dtype.startswith("Duration"):
+        return None
+    found = text.str.extract_groups(r"^(?:(-?\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)$").struct.unnest()
+    days, hours, minutes, seconds = (part.cast(pl.Float64) for part in found)
+    ticks = ((((days.fill_null(0) * 24 + hours) * 60 + minutes) * 60 + seconds) * 1e6).round()
+    return ticks.cast(pl.Int64).alias(text.name)
 
 
 def _categories(series: pl.Series, column: Column) -> tuple[pl.Series, pl.Series]:

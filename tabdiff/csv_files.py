@@ -34,6 +34,7 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# What text that is not UTF-8 may be in; of two that fit equally well, the one more in use comes first.
 _GUESSES = ["cp1252", "cp1250", "cp1251", "cp932", "gb18030", "big5", "euc_kr"]
 
 
@@ -47,12 +48,12 @@ class _Survey:
     lone_returns: bool  # lines end in a carriage return only, as on old Macs
 
 
-def read_csv(path: Path) -> pl.LazyFrame:
-    """Survey the file, then let polars parse it: in place if it is clean UTF-8, else from memory."""
+def read_csv(path: Path, *, empty: bool = False) -> pl.LazyFrame:
+    """Survey the file, then let polars parse it: in place if it is clean UTF-8, else from memory. With `empty`, a header alone will do."""
     encoding = _encoding(path)
     try:
         with _open_text(path, encoding) as file:
-            survey = _survey(path, file)
+            survey = _survey(path, file, empty=empty)
     except UnicodeError as error:
         raise SourceError(f"{path}: the text must be {encoding}, {error}. Save the file as UTF-8.") from error
     plain = encoding in ("utf-8", "utf-8-sig") and path.suffix.lower() != ".gz"
@@ -109,8 +110,11 @@ def _encoding(path: Path) -> str:
         block = _not_utf8(itertools.chain([head], iter(lambda: file.read(1 << 20), b"")))
     if block is None:
         return "utf-8"
-    best = charset_normalizer.from_bytes(block, cp_isolation=_GUESSES).best()
-    guess = best.encoding if best else "cp1252"
+    found = list(
+        charset_normalizer.from_bytes(block, cp_isolation=_GUESSES)
+    )  # the best first, and among equals the alphabet
+    equal = [one.encoding for one in found if (one.chaos, one.coherence) == (found[0].chaos, found[0].coherence)]
+    guess = min(equal, key=_GUESSES.index, default="cp1252")
     warn(f"{path}: the text is not UTF-8 and was read as {guess}; save the file as UTF-8 to be sure")
     return guess
 
@@ -128,7 +132,7 @@ def _not_utf8(blocks: Iterable[bytes]) -> bytes | None:
     return None
 
 
-def _survey(path: Path, file: Iterable[str]) -> _Survey:
+def _survey(path: Path, file: Iterable[str], *, empty: bool) -> _Survey:
     """Walk over every record, and refuse what a parser would silently accept."""
     lines = _without_nul(path, file)
     head = list(itertools.islice(lines, 200))
@@ -157,7 +161,7 @@ def _survey(path: Path, file: Iterable[str]) -> _Survey:
         raise SourceError(
             f"{path}: not readable as CSV, {error} in line {reader.line_num}. Check the quotes."
         ) from error
-    if rows == 0:
+    if rows == 0 and not (empty and header):
         raise SourceError(f"{path}: there must be rows below the header, found 0 rows. Write the file again.")
     commas = sum(bool(re.fullmatch(r"[+-]?\d+,\d+", value)) for value in sample)
     points = sum(bool(re.fullmatch(r"[+-]?\d+\.\d+", value)) for value in sample)

@@ -42,7 +42,7 @@ def write(frame: pl.DataFrame, path: str | Path, *, safe_csv: bool = True) -> No
             if suffix == ".parquet":
                 frame.write_parquet(temporary)
             elif suffix == ".csv":
-                (_without_formulas(frame) if safe_csv else frame).write_csv(temporary)
+                (_without_formulas(frame) if safe_csv else _for_csv(frame)).write_csv(temporary)
             else:
                 frame.write_ipc(temporary)
         except pl.exceptions.PolarsError as error:
@@ -54,7 +54,7 @@ def write(frame: pl.DataFrame, path: str | Path, *, safe_csv: bool = True) -> No
 def part_writer(temporary: Path, path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
     """Write a table part by part to ``temporary``, in the format that the suffix of ``path`` names.
 
-    Each part becomes a row group or record batch. Text in CSV is made safe as in `write`.
+    Each part becomes a row group or record batch. Text in CSV is made safe as in `write`. Categorical columns are text in Arrow.
     """
     suffix = path.suffix.lower()
     writer: Any = None
@@ -66,6 +66,8 @@ def part_writer(temporary: Path, path: Path) -> Iterator[Callable[[pl.DataFrame]
             _without_formulas(part).write_csv(handle, include_header=writer is None)
             writer = handle
             return
+        if suffix != ".parquet":  # an Arrow file has one list of categories for all of its parts
+            part = part.with_columns(pl.col(pl.Categorical).cast(pl.String))
         table = part.to_arrow(compat_level=oldest)
         if writer is None:
             writer = (
@@ -81,6 +83,11 @@ def part_writer(temporary: Path, path: Path) -> Iterator[Callable[[pl.DataFrame]
             writer.close()
 
 
+def _for_csv(frame: pl.DataFrame) -> pl.DataFrame:
+    """Durations as text, as CSV has no type for them."""
+    return frame.with_columns(as_text(values) for values in frame if isinstance(values.dtype, pl.Duration))
+
+
 def _without_formulas(frame: pl.DataFrame) -> pl.DataFrame:
     texts = [name for name, dtype in frame.schema.items() if dtype in (pl.String, pl.Categorical, pl.Enum)]
     values = [pl.col(name).cast(pl.String) for name in texts]
@@ -88,7 +95,15 @@ def _without_formulas(frame: pl.DataFrame) -> pl.DataFrame:
         pl.when(value.str.contains(_FORMULA)).then("'" + value).otherwise(value).alias(name)
         for value, name in zip(values, texts, strict=True)
     )
-    return safe.rename({name: f"'{name}" for name in frame.columns if re.match(_FORMULA, name)})
+    return _for_csv(safe).rename({name: f"'{name}" for name in frame.columns if re.match(_FORMULA, name)})
+
+
+def as_text(values: pl.Series) -> pl.Series:
+    """Any column as text, null as null. polars itself refuses to cast durations, lists and bytes."""
+    if values.dtype.is_nested() or values.dtype in (pl.Duration, pl.Binary, pl.Object):
+        texts = [None if value is None else str(value) for value in values.to_list()]
+        return pl.Series(values.name, texts, dtype=pl.String)
+    return values.cast(pl.String)
 
 
 @contextmanager

@@ -34,7 +34,8 @@ def fill(generator: Generator, frame: Any, draws: int, interval: float | None, s
     encoded = codec.encode(conformed[rows])
     condition = generator.cleaned(complete(codec, encoded, gaps[rows]))
     drawn = [
-        pl.concat([generator.decoded(x) for x in generator.encoded(condition, seed + index)]) for index in range(draws)
+        pl.concat([generator.decoded(x) for x in generator.encoded(condition, _seed(seed, index))])
+        for index in range(draws)
     ]
     position = np.zeros(original.height, dtype=np.int64)
     position[rows] = np.arange(len(rows))
@@ -45,8 +46,7 @@ def fill(generator: Generator, frame: Any, draws: int, interval: float | None, s
         gap, parts = pl.Series(gaps[:, index]), [each[name] for each in drawn]
         before, filled = original[name], schema.restore(pl.DataFrame([_middle(parts)]))[name][position]
         # A column that is empty as a whole may have come without a type; then it gets that of training.
-        before = before.cast(filled.dtype if before.dtype == pl.Null else before.dtype)
-        filled = filled.cast(before.dtype)
+        before, filled = _of_one_type(before, filled)
         columns.append(filled.zip_with(gap, before).alias(name))
         if interval is None or parts[0].dtype in (pl.String, pl.Boolean):
             continue
@@ -55,10 +55,27 @@ def fill(generator: Generator, frame: Any, draws: int, interval: float | None, s
                 raise ConfigError(
                     f"the interval needs the name {name + '_' + end!r}; the table has such a column. Rename it."
                 )
-            values = schema.restore(pl.DataFrame([_quantile(parts, share)]))[name][position].cast(before.dtype)
-            nothing = pl.Series([None] * original.height, dtype=before.dtype)
+            values = schema.restore(pl.DataFrame([_quantile(parts, share)]))[name][position]
+            values = _of_one_type(before, values)[1]
+            nothing = pl.Series([None] * original.height, dtype=values.dtype)
             ends.append(values.zip_with(gap, nothing).alias(f"{name}_{end}"))
     return original.with_columns(columns).with_columns(ends)
+
+
+def _seed(seed: int, draw: int) -> int:
+    """A seed for each draw; those of one seed are not among those of the next."""
+    own = np.random.SeedSequence(seed, spawn_key=(2**24, draw)).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    return int(own) if draw else seed
+
+
+def _of_one_type(before: pl.Series, filled: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Both in the type of the table; in that of training if the table's is too narrow or, of a column without values, none."""
+    if before.dtype != pl.Null:
+        try:
+            return before, filled.cast(before.dtype)
+        except pl.exceptions.InvalidOperationError:
+            pass
+    return before.cast(filled.dtype), filled
 
 
 def _check_interval(interval: float, draws: int) -> None:

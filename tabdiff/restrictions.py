@@ -21,7 +21,7 @@ from jaxtyping import Float64
 from tabdiff.codec import Codec
 from tabdiff.codes import CategoryCode, NumberCode
 from tabdiff.constraints import Among, Range, numbers
-from tabdiff.errors import ConfigError, SynthesisError
+from tabdiff.errors import ConfigError, SynthesisError, warn
 from tabdiff.schema import Column, Kind, Schema
 
 _OPERATORS = re.compile(r"\s*(>=|<=|=|>|<|\bin\b)\s*(.*)", re.DOTALL)
@@ -98,12 +98,12 @@ def between(column: Column, low: Any, high: Any, *, open_low: bool = False, open
     Raises:
         ConfigError: an end is not a value of the column, or low is above high.
     """
-    step = 1.0 if column.kind is not Kind.CONTINUOUS else None
+    whole = column.kind is not Kind.CONTINUOUS
     ends = [None if end is None else _end(column, end) for end in (low, high)]
     if open_low and ends[0] is not None:
-        ends[0] = ends[0] + step if step else float(np.nextafter(ends[0], np.inf))
+        ends[0] = float(np.floor(ends[0])) + 1.0 if whole else float(np.nextafter(ends[0], np.inf))
     if open_high and ends[1] is not None:
-        ends[1] = ends[1] - step if step else float(np.nextafter(ends[1], -np.inf))
+        ends[1] = float(np.ceil(ends[1])) - 1.0 if whole else float(np.nextafter(ends[1], -np.inf))
     if ends[0] is not None and ends[1] is not None and ends[0] > ends[1]:
         raise ConfigError(f"column {column.name!r}: nothing is between {low} and {high}. Give low..high, low first.")
     return Range(column=column.name, low=ends[0], high=ends[1])
@@ -114,30 +114,31 @@ def _end(column: Column, end: Any) -> float:
     values = pl.Series(column.name, [end])
     if column.kind is not Kind.DATETIME:
         try:
-            return float(end)
+            found = float(end)
         except (TypeError, ValueError):
-            raise ConfigError(
-                f"column {column.name!r} holds numbers; a range cannot end at {end!r}. {_EXAMPLES}"
-            ) from None
+            found = math.nan
+        if math.isnan(found):
+            raise ConfigError(f"column {column.name!r} holds numbers; a range cannot end at {end!r}. {_EXAMPLES}")
+        return found
     if values.dtype == pl.String:
         values = (
             values.str.to_datetime(strict=False, time_unit="us")
             if ":" in str(end)
             else values.str.to_date(strict=False)
         )
-    found = values.cast(pl.Datetime("us"), strict=False)[0] if values.dtype.is_temporal() else None
-    if found is None:
+    moment = values.cast(pl.Datetime("us"), strict=False)[0] if values.dtype.is_temporal() else None
+    if moment is None:
         raise ConfigError(
             f"column {column.name!r} holds dates; a range cannot end at {end!r}. Write 2024-01-31 or '2024-01-31 12:00:00'."
         )
-    return float(pl.Series([found]).dt.epoch("us")[0])
+    return float(pl.Series([moment]).dt.epoch("us")[0])
 
 
 def among(column: Column, values: Sequence[Any]) -> Among:
     """A set of values of a column, as the table writes them.
 
     Raises:
-        ConfigError: the set is empty.
+        ConfigError: the set is empty, or missing is among the values.
         SchemaError: one of them is not a value of the column.
     """
     if not values:
@@ -145,8 +146,13 @@ def among(column: Column, values: Sequence[Any]) -> Among:
     canonical = Schema((column,)).conform(pl.DataFrame({column.name: pl.Series(list(values), strict=False)}))[
         column.name
     ]
+    if canonical.null_count():
+        raise ConfigError(f"column {column.name!r}: a set lists values, and missing is none; got {list(values)}.")
     cells = numbers(canonical).tolist() if canonical.dtype == pl.Datetime else canonical.to_list()
-    return Among(column=column.name, values=tuple(cell for cell in cells if cell is not None))
+    unseen = [cell for cell in cells if column.categories and cell not in column.categories]
+    if 0 < len(unseen) < len(cells) and column.kind is Kind.CATEGORICAL:
+        warn(f"column {column.name!r}: no training row has {', '.join(map(repr, unseen))}, so none is drawn")
+    return Among(column=column.name, values=tuple(cells))
 
 
 def split_given(given: Mapping[str, Any], schema: Schema) -> tuple[dict[str, Any], list[Restriction]]:

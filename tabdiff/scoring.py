@@ -10,6 +10,7 @@ import polars as pl
 from jaxtyping import Bool, Float32, Float64
 
 from tabdiff.codec import Encoded
+from tabdiff.files import as_text
 from tabdiff.runtime import Runtime
 
 CHUNK_ROWS = 1024  # large enough to fill the matrix products, small enough that memory does not grow with the table
@@ -59,7 +60,7 @@ class Scores:
                 "flagged": self.flagged,
             }
         )
-        expected = self.expected.select(pl.all().cast(pl.String)).rows() if flagged_rows else []
+        expected = self.expected.select(map(as_text, self.expected)).rows() if flagged_rows else []
         names, added = np.array(self.columns, dtype=object), []
         for place in range(top):
             index = order[:, place]

@@ -141,10 +141,7 @@ class Grid:
             )
         together = rows.with_columns(pl.Series("__place__", place))
         if len(np.unique(place)) < len(place):
-            combined = [
-                pl.col(name).mean() if together.schema[name].is_float() else pl.col(name).drop_nulls().last()
-                for name in sensors
-            ]
+            combined = [_one_of(name, together.schema[name], mean=True) for name in sensors]
             together = together.group_by("__place__", maintain_order=True).agg(
                 *combined, pl.col("__row__").last(), pl.len().alias("__count__")
             )
@@ -193,16 +190,19 @@ class Grid:
                     )
                 ]
             )
-        chosen = [
-            pl.col(name).mean() if duplicates == "mean" and distinct.schema[name].is_float() else pl.col(name).last()
-            for name in distinct.columns
-            if name != "__stamp__"
-        ]
-        return distinct.group_by("__stamp__", maintain_order=True).agg(chosen)
+        chosen = [_one_of(name, distinct.schema[name], mean=duplicates == "mean") for name in sensors]
+        return distinct.group_by("__stamp__", maintain_order=True).agg(pl.exclude(sensors).last(), *chosen)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `Grid(**values)` reads them."""
         return asdict(self)
+
+
+def _one_of(name: str, dtype: pl.DataType, *, mean: bool) -> pl.Expr:
+    """One reading of several: their mean, rounded where they are whole, or the last that there is."""
+    if not (mean and dtype.is_numeric()):
+        return pl.col(name).drop_nulls().last()
+    return pl.col(name).mean() if dtype.is_float() else pl.col(name).mean().round(0).cast(dtype)
 
 
 @dataclass(frozen=True)

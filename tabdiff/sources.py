@@ -41,10 +41,10 @@ def read(source: str | Path, *, query: str | None = None) -> pl.LazyFrame:
     return pl.concat([frame for _, frame in _parts(source, query)])
 
 
-def load(source: str | Path, *, query: str | None = None) -> pl.DataFrame:
-    """Read all rows now. Damage that shows only in the rows is a `SourceError` naming the file, too."""
+def load(source: str | Path, *, query: str | None = None, empty: bool = False) -> pl.DataFrame:
+    """Read all rows now. Damage that shows only in the rows is a `SourceError` naming the file, too; so is CSV without rows, unless `empty`."""
     frames = []
-    for path, part in _parts(source, query):
+    for path, part in _parts(source, query, empty=empty):
         with _reading(path):
             frames.append(part.collect())
     return pl.concat(frames, rechunk=False)
@@ -61,13 +61,24 @@ def files_of(source: str | Path) -> list[Path]:
     return _expand(Path(source))
 
 
-def _parts(source: str | Path, query: str | None) -> list[tuple[Path, pl.LazyFrame]]:
+def is_csv(source: str | Path) -> bool:
+    """Whether the rows are text, whose types are guesses.
+
+    Raises:
+        SourceError: there are no such files.
+    """
+    if isinstance(source, str) and "://" in source:
+        return False
+    return any(_format(path) == "csv" for path in _expand(Path(source)))
+
+
+def _parts(source: str | Path, query: str | None, *, empty: bool = False) -> list[tuple[Path, pl.LazyFrame]]:
     """The rows of each file, all with the same columns; a query is one part."""
     if isinstance(source, str) and "://" in source:
         return [(Path("query"), _read_database(source, query))]  # the URL may hold a password
     if query is not None:
         raise SourceError(f"{source}: a query needs a database URL, found a path. Write sqlite:///{source} for SQLite.")
-    return _aligned([(path, _read_file(path)) for path in _expand(Path(source))])
+    return _aligned([(path, _read_file(path, empty=empty)) for path in _expand(Path(source))])
 
 
 def _expand(path: Path) -> list[Path]:
@@ -113,7 +124,7 @@ def _format(path: Path) -> Literal["csv", "arrow", "parquet", "unknown"]:
     return "parquet" if suffix in PARQUET_SUFFIXES else "unknown"
 
 
-def _read_file(path: Path) -> pl.LazyFrame:
+def _read_file(path: Path, *, empty: bool) -> pl.LazyFrame:
     kind = _format(path)
     if kind == "unknown":
         found = _suffix(path) or "no suffix"
@@ -122,7 +133,7 @@ def _read_file(path: Path) -> pl.LazyFrame:
         if path.stat().st_size == 0:
             raise SourceError(f"{path}: the file must not be empty, found 0 bytes. Write it again.")
         if kind == "csv":
-            return read_csv(path)
+            return read_csv(path, empty=empty)
         frame = _scan_arrow(path) if kind == "arrow" else pl.scan_parquet(path, glob=False, hive_partitioning=False)
         if frame.collect_schema().len() == 0:
             raise SourceError(f"{path}: a table needs columns, found none. Write the file again.")

@@ -122,6 +122,12 @@ def test_health_tells_the_worst_first(workspace: Workspace, tmp_path: Path) -> N
     assert states() == {"unused": "never scored", "orders": "fine"}
     monitor(workspace, MonitorJob.of(source="orders", model="orders", every=1e-6))
     assert states()["orders"] in ("stale", "odd rows", "drifting")
+    folder = Path(str(workspace.sources.get("orders")[1].location))
+    orders(3, 900).drop("price").write_parquet(folder / "other.parquet")
+    for new in (1, 0):  # told of once, and a state for as long as it is so
+        assert score_new(workspace, ScoreJob.of(source="orders", model="orders"))["new_findings"] == new
+        assert states()["orders"] == "not all scored"
+    assert triage.health.of(workspace)[0]["why"].startswith("other.parquet: ")
     with pytest.raises(RuntimeError), workspace.runs.start("score", "orders:orders"):
         raise RuntimeError("disk <b>full</b>")
     first = triage.health.of(workspace)[0]

@@ -126,6 +126,7 @@ def test_train_draw_and_watch_as_flows(server: Server) -> None:
         (data.parent / name).mkdir()
         frame.write_parquet(data.parent / name / "0.parquet")
         server.workspace.sources.add(name, location=str(data.parent / name))
+    (data.parent / "fleet" / "half.parquet").write_bytes(b"PAR1")
     call = [sys.executable, "-c", _IN_PROCESS, json.dumps(QUICK)]
     done = subprocess.run(
         call, env=server.environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400
@@ -143,6 +144,10 @@ def test_train_draw_and_watch_as_flows(server: Server) -> None:
     assert (told[0]["entity"], told[0]["from"][:14]) == ("right", "2026-03-01 05:")
     assert told[0]["columns that say so"].startswith("pressure")
     assert artifacts["tabdiff-series-fleet"]["data"].startswith("data:image/svg+xml;base64,")
+    assert (scored["new_findings"], "unreadable: half.parquet" in artifacts["tabdiff-left-out-fleet"]["data"]) == (
+        1,
+        True,
+    )
     keys = {key: artifact["type"] for key, artifact in artifacts.items()}
     wanted = {
         "tabdiff-progress-second": "progress",
@@ -240,6 +245,7 @@ def test_a_scheduled_run_on_postgres_and_no_secret_anywhere(
         ("[[schedules]]\nname='a'\nflow='score'\njob={source='a',model='b'}", "either cron or every"),
         ("[[schedules]]\nname='a'\nflow='score'\nevery=60\njob={source='../a',model='b'}", "pattern"),
         ("[[schedules]]\nname='a'\nflow='drop'\nevery=60\njob={}", "flow"),
+        ("[[schedules]]\nname='a'\nflow='score'\nevery=60\njob={source='a',model='b'}\n" * 2, "several named 'a'"),
         ("not toml", "not TOML"),
     ],
 )
@@ -249,3 +255,11 @@ def test_a_plan_that_cannot_be_kept_is_refused(tmp_path: Path, text: str, messag
         deploy.read_plan(tmp_path / "plan.toml")
     with pytest.raises(ConfigError, match="flows init"):
         deploy.read_plan(tmp_path / "absent.toml")
+
+
+def test_a_wrong_cron_expression_is_told_of() -> None:
+    job = {"source": "orders", "model": "orders"}
+    schedule = deploy.Scheduled(name="hourly", flow="score", cron="5 * * *", every=None, overlap="skip", job=job)
+    plan = deploy.Plan(timezone="UTC", at_once=1, schedules=[schedule])
+    with pytest.raises(ConfigError, match="schedule 'hourly' cannot be kept: Invalid cron"):
+        deploy.deployments(plan)

@@ -195,6 +195,17 @@ def test_mixtures_of_few_rows_are_finite(rows):
     assert torch.isfinite(mixture(torch.tensor([[0.0, 0.0], [1e6, -1e6]]))).all()
 
 
+@pytest.mark.parametrize("far", [20.6, 20.8])
+def test_a_mixture_is_fitted_beside_a_row_that_others_hardly_reach(far):
+    # At this distance the shares of all others are the smallest numbers there are, which no eigenvalue routine takes.
+    rng = np.random.default_rng(0)
+    hot = np.concatenate([np.eye(20)[rng.integers(0, 20, 400)] * 0.7 for _ in range(2)], axis=1)
+    rows = np.concatenate([rng.normal(0, 0.01, (400, 1)), hot], axis=1)
+    rows[0, 0] = far
+    mixture = fit_mixture(torch.tensor(rows).float(), (0.3,), seeded())
+    assert torch.isfinite(mixture(torch.tensor(rows).float())).all()
+
+
 def ties() -> pl.DataFrame:
     """Most rows are equally far from any new one: only categories."""
     rng = np.random.default_rng(0)

@@ -230,6 +230,24 @@ def test_late_rows_are_scored_once_by_the_rule(workspace: Workspace, data: Path)
     assert look() == (0, 0, 5)
 
 
+@pytest.mark.filterwarnings("ignore:columns not in the schema")
+def test_late_rows_are_known_by_keys_of_any_name_and_type(on_sqlite: Workspace, data: Path) -> None:
+    options = {"location": str(data), "new": "column", "column": "items", "late_within": 10.0, "keys": ("row",)}
+    on_sqlite.sources.add("orders", **options)
+
+    def append(first: int, values: list[int], kind: type[pl.DataType]) -> None:
+        frame = orders(len(values), first).with_columns(items=pl.Series(values)).rename({"order_id": "row"})
+        for part in data.iterdir():
+            pl.read_parquet(part).with_columns(pl.col("row").cast(kind)).write_parquet(part)
+        frame.with_columns(pl.col("row").cast(kind)).write_parquet(data / f"{len(list(data.iterdir()))}.parquet")
+
+    append(500, [30, 31, 32], pl.Int64)  # numbers that no line of a score file has
+    assert [score_new(on_sqlite, job())["rows"] for _ in range(2)] == [3, 0]
+    append(0, [31], pl.String)
+    assert score_new(on_sqlite, job())["late_scored"] == 1
+    assert score_new(on_sqlite, job())["rows"] == 0
+
+
 def test_late_rows_of_a_table_are_scored_once(
     workspace: Workspace, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,7 +144,10 @@ def test_without_a_holdout_half_of_the_real_rows_stands_for_one(tables) -> None:
     assert found.privacy.closest is None
     assert "no --holdout" in found.privacy.checks[0].found
     assert found.target is not None
-    assert "No holdout was given" in report_page(found, train, synthetic)
+    html = report_page(found, train, synthetic)
+    assert "No holdout was given" in html
+    made = len(found.validity.checks)
+    assert f"{made} of {made} checks passed, 1 could not be made." in html  # what was not looked at has not passed
 
 
 @pytest.mark.parametrize("rows", [(5, 100), (100, 5)])
@@ -219,6 +222,17 @@ SDMETRICS_PAIRS = {
 def run(*arguments: object) -> tuple[int, str, str]:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     return result.exit_code, result.stdout, result.stderr
+
+
+def test_rows_in_csv_are_not_blamed_for_having_no_types(tables, tmp_path: Path) -> None:
+    tables[0].write_parquet(tmp_path / "real.parquet")
+    tables[1].write_parquet(tmp_path / "holdout.parquet")
+    tables[2].write_csv(tmp_path / "synthetic.csv")
+    paths = [tmp_path / name for name in ("real.parquet", "synthetic.csv", "holdout.parquet", "report")]
+    assert run("evaluate", *paths[:2], "--holdout", paths[2], "--out", paths[3], "--strict")[0] == 0
+    text = tables[2].with_columns(pl.col("day").cast(pl.String))
+    failed = [check.rule for check in evaluate(tables[0], text, tables[1]).failures]
+    assert failed == ["same dtype as the real column"]
 
 
 def test_the_command_writes_a_page_and_json(tables, tmp_path: Path) -> None:

@@ -77,6 +77,17 @@ def test_contradicting_repeats_are_refused_with_stamp_entity_and_column() -> Non
     assert only(grid, frame, duplicates="last").frame["b"].to_list() == [0, 5, 2, 3]
 
 
+def test_of_several_readings_whole_numbers_have_a_mean_too_and_gaps_none() -> None:
+    frame = table([0, 10, 10, 10, 20], a=[0, 1, 4, None, 2], b=[0.0, None, 5.0, None, 2.0])
+    grid = Grid.infer(frame, "at", interval=10)
+    mean, last = (only(grid, frame, duplicates=how).frame for how in ("mean", "last"))
+    assert (mean["a"].to_list(), mean["a"].dtype) == ([0, 2, 2], pl.Int64)  # 2.5, to the even one
+    assert last.rows() == [(0, 0.0), (4, 5.0), (2, 2.0)]
+    crowded = table([0, 10, 11, 20], a=[0, 1, 6, 2])
+    with pytest.warns(TabdiffWarning, match="numbers were averaged"):
+        assert only(grid, crowded).frame["a"].to_list() == [0, 4, 2]
+
+
 def test_entities_have_recordings_of_their_own() -> None:
     frame = table([0, 0, 10, 15, 20, 25], a=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], who=["x", "y", "x", "y", "x", "y"])
     one, two = Grid.infer(frame, "at", "who", interval=5).recordings(frame)

@@ -102,6 +102,15 @@ def test_latin_1_is_guessed_and_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "words", [["España", "Cataluña"], ["São Paulo", "Brasília"], ["Genève", "Zürich"], ["20 °C", "½"]]
+)
+def test_words_that_fit_two_code_pages_are_read_in_the_western_one(tmp_path: Path, words: list[str]) -> None:
+    path = put(tmp_path / "t.csv", ("place\n" + "\n".join(words * 30) + "\n").encode("latin-1"))
+    with pytest.warns(TabdiffWarning, match="was read as cp1252"):
+        assert read(path).collect()["place"].unique().sort().to_list() == sorted(words)
+
+
+@pytest.mark.parametrize(
     ("name", "data", "message"),
     [
         ("t.csv", "", "must not be empty, found 0 bytes"),

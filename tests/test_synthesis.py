@@ -121,6 +121,7 @@ def test_rows_do_not_depend_on_how_many_are_drawn(model):
         (["age=30..40"], {"age": Range(column="age", low=30, high=40)}),
         (["age>=30", "age<40"], {"age": Range(column="age", low=30, high=39)}),
         (["age>30"], {"age": Range(column="age", low=31)}),
+        (["age>30.5", "age<40.5"], {"age": Range(column="age", low=31, high=40)}),
         (["wage <= 30.5"], {"wage": Range(column="wage", high=30.5)}),
         (["group in {a, b}"], {"group": Among(column="group", values=("a", "b"))}),
         (["town=a..b"], {"town": "a..b"}),
@@ -137,7 +138,10 @@ def test_conditions_of_the_command_line(model, texts, expected):
         ({"age": (40, 30)}, ConfigError, "nothing is between 40 and 30"),
         ({"age": ("old", None)}, ConfigError, "cannot end at 'old'"),
         ({"group": ("a", "b")}, ConfigError, "Give a list for a set"),
+        ({"age": (float("nan"), 40)}, ConfigError, "cannot end at nan"),
         ({"group": []}, ConfigError, "at least one value"),
+        ({"group": ["a", None]}, ConfigError, "missing is none"),
+        ({"rating": [None]}, ConfigError, "missing is none"),
         ({"joined": ("soon", None)}, ConfigError, "cannot end at 'soon'"),
         ({"age": (200, 300)}, SynthesisError, "none has 200 <= age <= 300"),
         ({"group": ["nobody"]}, SynthesisError, "none has group in {nobody}"),
@@ -148,6 +152,12 @@ def test_conditions_of_the_command_line(model, texts, expected):
 def test_impossible_conditions_end_in_an_error(model, given, error, message):
     with pytest.raises(error, match=message):
         model.sample(50, given=given)
+
+
+def test_a_value_of_a_set_that_training_never_showed_is_told_of(model):
+    with pytest.warns(tabdiff.errors.TabdiffWarning, match="no training row has 'nobody'"):
+        rows = model.sample(20, given={"group": ["a", "nobody"]})
+    assert set(rows["group"]) == {"a"}
 
 
 # ----------------------------------------------------------------------------------------------- balance

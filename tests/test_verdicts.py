@@ -17,7 +17,7 @@ from tabdiff.feedback import _perhaps_like
 from tabdiff.model import Model
 from tabdiff.operations import ScoreJob, TrainJob, score_new, train
 from tabdiff.operations.judges import plain
-from tabdiff.operations.verdicts import readable, told, without_confirmed
+from tabdiff.operations.verdicts import readable, with_verdicts, without_confirmed
 from tabdiff.store import Workspace
 from tests.workspaces import QUICK, orders, with_champion
 
@@ -144,7 +144,7 @@ def test_kept_values_are_rows_again(odd_types: tuple[pl.DataFrame, Model]) -> No
     rows, verdicts = readable(model.schema, [(values, "normal") for values in kept(frame)])
     assert verdicts == ["normal"] * frame.height
     np.testing.assert_array_equal(model.score(rows).score, model.score(frame).score)
-    heard, said = told(model, [(values, "normal") for values in kept(frame[:3])])
+    heard, said = with_verdicts(model, [(values, "normal") for values in kept(frame[:3])])
     assert said == {"false_alarms": 3, "confirmed": 0, "not_used": 0}
     direct = model.with_feedback(frame[:3], [False] * 3)
     np.testing.assert_array_equal(heard.score(frame).score, direct.score(frame).score)
@@ -156,17 +156,17 @@ def test_a_verdict_that_cannot_be_read_costs_no_other(odd_types: tuple[pl.DataFr
     bad = [rows[0] | {"part": "a lot"}, rows[1] | {"day": "soon"}, {n: v for n, v in rows[2].items() if n != "open"}]
     bad += [rows[3] | {"level": "x" * 200}]  # perhaps cut
     mixed = [(values, "anomaly") for pair in zip(bad, rows[4:8], strict=True) for values in pair]
-    heard, said = told(model, [*mixed, (rows[8], "unsure")])
+    heard, said = with_verdicts(model, [*mixed, (rows[8], "unsure")])
     assert said == {"false_alarms": 0, "confirmed": 4, "not_used": 4}
     assert len(heard.feedback) == 4
-    assert told(model, [(bad[0], "normal")])[0] is model
+    assert with_verdicts(model, [(bad[0], "normal")])[0] is model
 
 
 def test_a_model_without_rows_says_why_it_takes_no_verdicts() -> None:
     frame = orders(60, 0)
     options = {"train": {"steps": 2}, "network": {"width": 16, "blocks": 1}, "score": {"kernel_rows": 0, "turns": 1}}
     model = tabdiff.fit(frame, tabdiff.FitConfig.model_validate(options))
-    same, said = told(model, [(kept(frame)[0], "normal")])
+    same, said = with_verdicts(model, [(kept(frame)[0], "normal")])
     assert same is model
     assert said["not_used"] == 1
     assert "kernel_rows=0" in said["reason"]

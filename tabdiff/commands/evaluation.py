@@ -54,13 +54,16 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> Outcome:
     """Judge a synthetic table: validity, fidelity, usefulness, privacy. One HTML page, and JSON beside it."""
+    from tabdiff.sources import is_csv
+
     _check_folder(out)
     frames = [read_table(data, None) if data else None for data in (real, synthetic, holdout)]
     assert frames[0] is not None  # the arguments are required
     assert frames[1] is not None
     schema, rules = _rules(frames[0], frames[2], model, constraints)
     report, report_page, _ = _judges()
-    found = report.evaluate(frames[0], frames[1], frames[2], target=target, schema=schema, constraints=rules, seed=seed)
+    typed = not (is_csv(real) or is_csv(synthetic))
+    found = report.evaluate(*frames, target=target, schema=schema, constraints=rules, seed=seed, typed=typed)
     html = report_page.report_page(found, frames[0], frames[1], schema)
     with files().atomic_folder(out, replace=True) as folder:
         (folder / "report.html").write_text(html, encoding="utf-8")
@@ -177,6 +180,8 @@ def _rules(
 
 def _describe(found: Evaluation, out: Path) -> Outcome:
     """The headline figures and what failed."""
+    from tabdiff.evaluate.validity import counted
+
     values = found.to_json()
     failed = [check.to_json() for check in found.failures]
     figures = table("measure", "synthetic", "floor", "ceiling")
@@ -187,7 +192,7 @@ def _describe(found: Evaluation, out: Path) -> Outcome:
         figures.add_row(figure.name + (" (higher is better)" if figure.higher_is_better else ""), *cells)
     checks = [*found.validity.checks, *found.privacy.checks]
     shown: list[Any] = [
-        f"{len(checks) - len(failed)} of {len(checks)} checks passed; {found.validity.invalid_rows:.2f} % of the rows are invalid.",
+        f"{counted(checks)}; {found.validity.invalid_rows:.2f} % of the rows are invalid.",
         *(f"FAILED {check['column']}: {check['rule']}; {check['found']}" for check in failed[:10]),
         "Floor: real rows that were not trained on. Ceiling: columns drawn independently. Lower is better unless said.",
         figures,

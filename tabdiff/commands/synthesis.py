@@ -93,6 +93,11 @@ def sample(
             "--balance": balance,
             "--constraints": constraints,
             "--stream": stream,
+            "--resume": resume,
+            "--restart": restart,
+            "--copies": copies != "refuse",
+            "--rare": rare != "redraw",
+            "--missing": missing != "keep",
         }
         return drawing.sample(
             model,

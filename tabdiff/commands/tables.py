@@ -129,6 +129,15 @@ def score(
     model = load_any(model_dir)
     asked = {"fdr": fdr, "contamination": contamination, "alerts_per_day": alerts_per_day, "rows_per_day": rows_per_day}
     if not isinstance(model, Model):
+        parts = {
+            "--stream": stream,
+            "--resume": resume,
+            "--restart": restart,
+            "--ray": ray,
+            "--ray-address": ray_address,
+        }
+        if wrong := [name for name, value in parts.items() if value]:
+            raise ConfigError(f"{wrong[0]} is for the model of a table; this one is of a series. Leave it out.")
         return of_series.score(model, read_table(data, query), out, picture, asked)
     if picture is not None:
         raise ConfigError("--picture draws a series; this is the model of a table. Leave it out.")

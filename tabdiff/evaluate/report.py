@@ -120,6 +120,7 @@ def evaluate(
     schema: Schema | None = None,
     constraints: Sequence[Any] = (),
     seed: int = 0,
+    typed: bool = True,
 ) -> Evaluation:
     """Judge a synthetic table against the real rows that its generator was trained on.
 
@@ -132,6 +133,7 @@ def evaluate(
         schema: kinds and roles of the columns; inferred from `real` if not given. Only modelled columns are compared.
         constraints: rules (`tabdiff.constraints`) that every synthetic row must obey.
         seed: of every draw; the same seed gives the same result.
+        typed: whether the types of columns are to be compared; those of CSV are guesses.
 
     Raises:
         SchemaError: a table has too few rows, or no column can be compared.
@@ -141,7 +143,7 @@ def evaluate(
         if frame is not None and frame.height < LEAST_ROWS:
             rule = f"the {role} table needs at least {LEAST_ROWS} rows to be judged"
             raise SchemaError([Problem(TABLE, rule, f"{frame.height} rows", "Give a longer table.")])
-    tables = take_in(real, synthetic, holdout, schema or Schema.infer(real))
+    tables = take_in(real, synthetic, holdout, schema or Schema.infer(real), typed=typed)
     names = tables.real.columns
     if target is not None and target not in names:
         raise ConfigError(f"the target is one of the compared columns; got {target!r}. Columns: {', '.join(names)}.")
@@ -255,9 +257,8 @@ def _privacy(tables: Tables, seed: int) -> Privacy:
     holdout = tables.holdout
     if holdout is None:
         found = "no --holdout: rows that were kept out of training are needed to tell copies from chance"
-        return Privacy(
-            None, None, None, None, (Check(TABLE, "copies no more than chance explains", True, f"not tested, {found}"),)
-        )
+        check = Check(TABLE, "copies no more than chance explains", True, f"not tested, {found}", tested=False)
+        return Privacy(None, None, None, None, (check,))
     train, synthetic = tables.real, tables.synthetic
     copies = exact_copies(train, synthetic, holdout)
     near = near_copies(train, holdout, synthetic, seed)

@@ -10,7 +10,7 @@ from tabdiff.evaluate import page
 from tabdiff.evaluate.fidelity import independent_columns
 from tabdiff.evaluate.intake import take_in
 from tabdiff.evaluate.report import AUC_LIMIT, SHARE_LIMIT, Anchored, Evaluation, Figure
-from tabdiff.evaluate.validity import Check
+from tabdiff.evaluate.validity import Check, counted
 from tabdiff.schema import Schema
 
 _PICTURED, _LISTED, _CHECKS = 8, 15, 60
@@ -53,8 +53,7 @@ def report_page(
 
 def _summary(found: Evaluation) -> str:
     failed = found.failures
-    checks = len(found.validity.checks) + len(found.privacy.checks)
-    verdict = f"{len(failed)} of {checks} checks failed." if failed else f"All {checks} checks passed."
+    verdict = f"{counted((*found.validity.checks, *found.privacy.checks))}."
     style = "fail" if failed else "pass"
     rows = [_figure_row(figure) for figure in found.figures]
     privacy = found.privacy.closest
@@ -87,10 +86,13 @@ def _figure_row(figure: Figure) -> list[str]:
     return [name, *cells, page.scale(*values, label)]
 
 
+def _mark(check: Check) -> str:
+    return "untested" if not check.tested else "pass" if check.passed else "fail"
+
+
 def _check_row(check: Check) -> list[str]:
-    mark = "pass" if check.passed else "fail"
     return [
-        f'<span class="{mark}">{page.text(check.column, 60)}</span>',
+        f'<span class="{_mark(check)}">{page.text(check.column, 60)}</span>',
         page.text(check.rule, 2000),
         page.text(check.found, 400),
     ]
@@ -180,8 +182,10 @@ def _utility(found: Evaluation) -> str:
 def _privacy(found: Evaluation) -> str:
     privacy = found.privacy
     rows = [_check_row(check)[1:] for check in privacy.checks]
-    marks = ["pass" if check.passed else "fail" for check in privacy.checks]
-    rows = [[f'<span class="{mark}">{row[0]}</span>', row[1]] for mark, row in zip(marks, rows, strict=True)]
+    rows = [
+        [f'<span class="{_mark(check)}">{row[0]}</span>', row[1]]
+        for check, row in zip(privacy.checks, rows, strict=True)
+    ]
     table = page.raw_table(["check", "found"], rows)
     extra = ""
     if privacy.near is not None:

@@ -17,12 +17,25 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Check(Report):
-    """One rule about one column (or about the table), and what was found."""
+    """One rule about one column (or about the table), and what was found.
+
+    Attributes:
+        tested: False if nothing could be said; such a check has not failed, but does not count as passed either.
+    """
 
     column: str
     rule: str
     passed: bool
     found: str
+    tested: bool = True
+
+
+def counted(checks: Sequence[Check]) -> str:
+    """How many checks passed, in words."""
+    made = [check for check in checks if check.tested]
+    passed = sum(check.passed for check in made)
+    untested = f", {len(checks) - len(made)} could not be made" if len(made) < len(checks) else ""
+    return f"{passed} of {len(made)} checks passed{untested}"
 
 
 @dataclass(frozen=True)

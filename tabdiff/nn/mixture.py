@@ -16,6 +16,7 @@ _ENTRIES = 2**19  # of all covariances together, so that wide tables have fewer 
 _FIT_VARIANCE = (
     0.3  # noise variance under which the rows are seen in the fit; keeps components from shrinking onto rows
 )
+_NOTHING = 1e-30  # of a variance of about 1
 
 
 class MixtureView(nn.Module):
@@ -119,7 +120,9 @@ def _centres(x: Float64[Tensor, "n r"], count: int, generator: torch.Generator) 
 
 
 def _covariance(centred: Float64[Tensor, "n r"], share: Float64[Tensor, " n"]) -> Float64[Tensor, "r r"]:
-    return (share[:, None] * centred).T @ centred / (share.sum() + 1e-9)
+    found = (share[:, None] * centred).T @ centred / (share.sum() + 1e-9)
+    # A component that one far row has for itself holds the others with shares down to 1e-323; eigenvectors of such are not found.
+    return torch.where(found.abs() < _NOTHING, 0.0, found)
 
 
 def _shares(

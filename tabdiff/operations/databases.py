@@ -28,6 +28,8 @@ class TableReader(GrowingReader):
             kind = _kind(connection, self.column, self.spec)
             self._growing(f"table {self.spec.table}", self.column.name, kind, "Give it the type of before.")
             highest = connection.execute(sa.select(sa.func.max(self.column))).scalar()
+            without = sa.select(sa.func.count()).select_from(self.table).where(self.column.is_(None))
+            self._tell_unplaced(str(self.spec.table), int(connection.execute(without).scalar_one()))
         self._upto = None if highest is None else _earlier(highest, self.spec.lateness)
 
     def next(self) -> Piece | None:

@@ -13,6 +13,8 @@ import polars as pl
 from tabdiff.columns import Kind
 from tabdiff.errors import ConfigError, StoreError
 from tabdiff.feedback import Memory
+from tabdiff.files import as_text
+from tabdiff.operations.judges import as_rows
 from tabdiff.operations.tracing import trace, traces
 from tabdiff.operations.training import REFERENCE
 from tabdiff.store import Workspace
@@ -117,7 +119,7 @@ def _load(folder: Path) -> Model:
 
 def _row(values: dict[str, Any], model: Model) -> pl.DataFrame:
     """The row of an alert as a table; times were kept as text."""
-    frame = pl.DataFrame([values], infer_schema_length=None, strict=False)
+    frame = as_rows([values], model.schema)
     times = [
         column.name
         for column in model.schema.columns
@@ -131,6 +133,8 @@ def _nearest(model: Model, frame: pl.DataFrame, reference: Path) -> list[dict[st
     if not reference.is_file():
         return []
     rows = pl.read_parquet(reference, n_rows=_MOST_COMPARED)
+    if not rows.height:
+        return []
     try:
         memory = Memory.of(model.codec, model.bundle.tensors)
         slots, transform = memory.slots, memory.transform
@@ -142,5 +146,5 @@ def _nearest(model: Model, frame: pl.DataFrame, reference: Path) -> list[dict[st
     order = np.argsort(distance, kind="stable")[: 10 * _NEAREST]
     normal = model.score(rows[order.tolist()]).p_value > _NORMAL
     chosen = [int(place) for place, fine in zip(order, normal, strict=True) if fine][:_NEAREST]
-    shown = rows.select(pl.all().cast(pl.String, strict=False))
+    shown = rows.select(map(as_text, rows))
     return [shown.row(place, named=True) for place in chosen]

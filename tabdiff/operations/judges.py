@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
+from tabdiff.columns import Column, Kind, parse_dtype
+from tabdiff.conversion import read_ticks, to_canonical
 from tabdiff.operations.new_rows import Finding, Piece
+from tabdiff.schema import Schema
 from tabdiff.store.registry import Version
 from tabdiff.store.scores import Alert, Part, Stream
 from tabdiff.store.spec import SourceSpec
@@ -105,9 +108,9 @@ class RowJudge:
         if not piece.frame.height:
             return [Outcome(piece.part, piece.watermark, None, [], 0, self.version.id)]
         table = self.model.score(piece.frame, **self.rule).to_frame()
-        keys = self._keys(piece.frame)
-        renamed = {name: f"input_{name}" if name in table.columns else name for name in keys}
-        table = piece.frame.select(pl.col(name).alias(alias) for name, alias in renamed.items()).hstack(table)
+        renamed = {name: f"input_{name}" if name in table.columns else name for name in self._keys(piece.frame)}
+        keys = [piece.frame[name].alias(alias) for name, alias in renamed.items()]  # there may be none
+        table = table.select(*keys, *table.columns)
         flagged = table.filter("flagged").sort("score", descending=True, maintain_order=True)
         alerts = [self._alert(row, piece.frame) for row in flagged.head(self.max_alerts).iter_rows(named=True)]
         return [Outcome(piece.part, piece.watermark, table, alerts, flagged.height, self.version.id)]
@@ -130,9 +133,17 @@ class RowJudge:
         excess = row["score"] / highest if highest > 0 else None
         columns = self.model.schema.columns
         entities = [str(held[c.name]) for c in columns if c.role.value == "entity" and c.name in held]
-        at = _time_of(held, [*(c.name for c in columns if c.role.value == "time"), self.spec.column])
+        times = {c.name: _read_time(held[c.name], c) for c in columns if c.role.value == "time" and c.name in held}
+        at = _time_of({**held, **times}, [*times, self.spec.column])
         entity = " / ".join(entities)[:CUT] or None
         return Alert(row["row"], row["score"], row["p_value"], reasons, values, at, entity, excess)
+
+
+def _read_time(value: Any, column: Column) -> Any:
+    """A time as the schema has it; CSV holds it as text."""
+    if not isinstance(value, str) or column.kind is not Kind.DATETIME:
+        return value
+    return to_canonical(pl.Series(column.name, [value]), column)[0][0]
 
 
 def _time_of(held: dict[str, Any], names: list[str | None]) -> datetime | None:
@@ -153,3 +164,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value)[:CUT]
+
+
+def as_rows(values: Sequence[Mapping[str, Any]], schema: Schema) -> pl.DataFrame:
+    """Rows as alerts keep them, as a table that the schema takes; times of day and durations have their type again."""
+    frame = pl.DataFrame(list(values), infer_schema_length=None, strict=False)
+    read: list[pl.Series] = []
+    for column in schema.columns:
+        if frame.schema.get(column.name) == pl.String:
+            ticks, dtype = read_ticks(frame[column.name], column), parse_dtype(column.dtype)
+            if ticks is not None:
+                read.append((ticks * 1000).cast(pl.Time) if dtype == pl.Time else ticks.cast(pl.Duration("us")))
+    return frame.with_columns(read)

@@ -188,5 +188,6 @@ def _some(frame: pl.DataFrame) -> pl.DataFrame:
 def _privacy(evaluation: Evaluation, copies: dict[str, Any]) -> Any:
     from tabdiff.evaluate.validity import Check
 
-    check = Check(TABLE, "copies of training rows no more than chance explains", copies["passed"], copies["found"])
+    rule = "copies of training rows no more than chance explains"
+    check = Check(TABLE, rule, copies["passed"], copies["found"], tested=copies["tested"])
     return replace(evaluation.privacy, checks=(check,))

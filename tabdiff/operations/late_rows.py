@@ -39,24 +39,36 @@ def is_late(piece: Piece) -> bool:
 
 def _late_piece(reader: GrowingReader, revision: int, parts: Sequence[tuple[str, str | None]]) -> Piece | None:
     keys, column = list(reader.spec.keys), str(reader.spec.column)
-    files, gone = [], []
+    scored, gone = [], []
     for unit, file in parts:
-        if file is not None and set(keys) <= set(pl.read_parquet_schema(file)):
-            files.append(file)
+        known = _keys_of(file, keys) if file is not None else None
+        if known is not None:
+            scored.append(known)
         else:
             gone.append(_end(unit))  # of these rows nobody can tell any more which were scored
     if not parts:
         return None
     frame = reader.recent(gone)
-    if files and frame.height:
-        scored = pl.concat([pl.read_parquet(file, columns=keys) for file in files], how="vertical_relaxed").unique()
-        frame = frame.join(scored.select(_plain(scored, keys)), on=_plain(frame, keys), how="anti", nulls_equal=True)
+    if scored and frame.height:
+        frame = frame.join(pl.concat(scored).unique(), on=_plain(frame, keys), how="anti", nulls_equal=True)
     if not frame.height:
         return None
     frame = frame.head(reader.rows)
     highest = reader.encoded(frame[column].max())
     part = Part(f"{_LATE}{revision} (,{highest}]", 0, True, None, frame.height)
     return Piece(part, frame, None)
+
+
+def _keys_of(file: str, keys: Sequence[str]) -> pl.DataFrame | None:
+    """The keys of the rows of a score file, as text; None if it has none. One named like a column of scores has another name there."""
+    there = pl.read_parquet_schema(file)
+    names = {key: f"input_{key}" if f"input_{key}" in there else key for key in keys}
+    if not set(names.values()) <= set(there):
+        return None
+    found = pl.read_parquet(file, columns=list(names.values())).select(
+        pl.col(name).alias(key) for key, name in names.items()
+    )
+    return found.select(_plain(found, keys))
 
 
 def _end(unit: str) -> int | str:

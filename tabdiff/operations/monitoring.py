@@ -140,6 +140,9 @@ def _compare(
 ) -> list[tuple[str, str]]:
     """Columns and scores of now beside those of then. Scores only of rows that no version can have been fitted on."""
     names = model.codec.columns
+    if not old.height:  # of a small table no row may have been put aside
+        found["columns"], found["scores"] = [], {"rows": 0, "moved": False, "far_out": False}
+        return []
     then, today = model.schema.conform(old), model.schema.conform(new)
     compared = drift.columns(then, today, names, psi=job.psi, significance=job.significance)
     drifted = [c["column"] for c in compared if c["drifted"] or c["gaps_changed"]]

@@ -10,8 +10,9 @@ A piece is a function of the source and of what was committed before, never of t
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,7 +87,9 @@ class FileReader:
         self._done: dict[str, list[Part]] = {}
         for part in self.parts:
             self._done.setdefault(part.unit, []).append(part)
-        self._units = iter(units_of(self.spec))
+        self._listed = units_of(self.spec)
+        self._units = iter(self._listed)
+        self._quiet: dict[Path, list[int]] | None = None
         self._current: tuple[str, pl.DataFrame, dict[str, Any]] | None = None
 
     def next(self) -> Piece | None:
@@ -133,7 +136,7 @@ class FileReader:
             if len(name) > _LONGEST_NAME:
                 self._find("unreadable", name, f"a name has at most {_LONGEST_NAME} characters")
                 return None
-            if not settled(files, self.spec.settle):
+            if not self._settled(files, identity):
                 self._find(
                     "unfinished", name, f"it changed within {self.spec.settle:g} s; left to the next run", str(identity)
                 )
@@ -150,6 +153,14 @@ class FileReader:
         if self.order in frame.columns:
             frame = frame.sort(self.order, maintain_order=True)
         return name, frame, identity
+
+    def _settled(self, files: Sequence[Path], identity: dict[str, Any]) -> bool:
+        """Whether none of the files is still being written. Waited for once, for all files that are to be scored together."""
+        if self._quiet is None and any(map(_loose, files)) and self.spec.settle:
+            left = [files for name, files in self._listed if not any(part.last for part in self._done.get(name, ()))]
+            self._quiet = quiet([path for files in left for path in files], self.spec.settle)
+        still = self._quiet or {}
+        return not self.spec.settle or all(still.get(path) == identity[path.name] for path in files if _loose(path))
 
     def _find(self, kind: str, name: str, reason: str, once: str = "") -> None:
         self.findings.append(Finding(kind, name, reason, once))
@@ -169,7 +180,7 @@ def units_of(spec: SourceSpec) -> list[tuple[str, list[Path]]]:
         return [(name, files) for name, files in found if files]
     if root.is_file():
         return [(root.name, [root])]
-    if any(sign in str(root) for sign in "*?["):
+    if not root.is_dir() and any(sign in str(root) for sign in "*?["):
         base = Path(*(part for part in _fixed(root)))
         files = sorted(base.glob(str(root.relative_to(base)))) if base.is_dir() else []
     else:
@@ -198,31 +209,42 @@ def _fixed(path: Path) -> Iterator[str]:
 
 
 def identity_of(files: Sequence[Path]) -> dict[str, Any]:
-    """Size and time of change of each file; compared, never read as a time."""
+    """Size and time of change of each file of a unit; compared, never read as a time."""
+    return {path.name: _state(path) for path in files}
+
+
+def states_of(files: Iterable[Path]) -> dict[Path, list[int]]:
+    """The same of any files, without those that are gone since they were listed."""
     found = {}
     for path in files:
-        state = path.stat()
-        found[path.name] = [state.st_size, state.st_mtime_ns]
+        with contextlib.suppress(FileNotFoundError):
+            found[path] = _state(path)
     return found
 
 
-def settled(files: Sequence[Path], seconds: float) -> bool:
-    """Whether files without an end mark stay as they are for so long. Waits; does not trust the clock on the wall."""
-    loose = [path for path in files if not path.name.lower().endswith(_SEALED)]
-    if not loose or not seconds:
-        return True
-    before = identity_of(loose)
-    time.sleep(seconds)
-    return identity_of(loose) == before
+def _state(path: Path) -> list[int]:
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+def quiet(files: Sequence[Path], seconds: float) -> dict[Path, list[int]]:
+    """Files without an end mark that stay as they are for so long. Waits; does not trust the clock on the wall."""
+    before = states_of(filter(_loose, files))
+    if before:
+        time.sleep(seconds)
+    after = states_of(before)
+    return {path: state for path, state in before.items() if after.get(path) == state}
+
+
+def _loose(path: Path) -> bool:
+    return not path.name.lower().endswith(_SEALED)
 
 
 def load_files(files: Sequence[Path]) -> pl.DataFrame:
-    """All rows of a unit, in order of file names."""
-    frames = [load(path) for path in files]
-    if len(frames) == 1:
-        return frames[0]
+    """All rows of a unit, in order of file names; there may be none. CSV without rows has no types that others could have."""
+    found = [load(path, empty=True) for path in files]
     try:
-        return pl.concat(frames, how="vertical_relaxed")
+        return pl.concat([frame for frame in found if frame.height] or found[:1], how="vertical_relaxed")
     except pl.exceptions.PolarsError as error:
         raise SourceError(
             f"{files[0].parent}: its files must have the same columns ({error}). Write them again."
@@ -256,6 +278,12 @@ class GrowingReader:
             raise SourceError(
                 f"{where}: column {column!r} was {self._mark['kind']} and is {kind} now, so the watermark means nothing. {cure}"
             )
+
+    def _tell_unplaced(self, where: str, rows: int) -> None:
+        """Rows without a value in the growing column are above no watermark and below none."""
+        if rows:
+            why = f"{rows} rows have no {self.spec.column}, which tells new rows, and are not scored; fill it in"
+            self.findings.append(Finding("unplaced", where, why))
 
     def _piece(self, frame: pl.DataFrame, end: Any) -> Piece:
         """The rows from the watermark to `end`, which becomes the next one."""
@@ -297,9 +325,9 @@ class ColumnReader(GrowingReader):
         self.column = self.spec.column
         root = inside_roots(self.spec.root)
         files = [path for _, paths in units_of(self.spec) for path in paths]
-        if not settled(files, self.spec.settle):
+        if self.spec.settle and len(quiet(files, self.spec.settle)) < sum(map(_loose, files)):
             raise SourceError(f"{root}: a file changed within {self.spec.settle:g} s. Nothing was scored; run again.")
-        self._before = identity_of(files)
+        self._before = states_of(files)
         self._files = files
         frame = read(root)
         schema = frame.collect_schema()
@@ -322,6 +350,7 @@ class ColumnReader(GrowingReader):
         self._units = 1.0
         if isinstance(dtype, pl.Datetime):
             self._units = {"ms": 1e3, "us": 1e6, "ns": 1e9}[dtype.time_unit]
+        self._tell_unplaced(self.spec.root.name, self._collect(self.frame.select(self.key.null_count())))
         highest = self._collect(self.frame.select(self.key.max()))
         return None if highest is None else int(highest) - int(self.spec.lateness * self._units)
 
@@ -352,7 +381,7 @@ class ColumnReader(GrowingReader):
         if end is None:
             return None
         frame = collect(new.filter(self.key <= end), self.spec.location).sort(self.key, maintain_order=True)
-        if identity_of(self._files) != self._before:
+        if states_of(self._files) != self._before:
             raise SourceError(f"{self.spec.location}: a file changed while it was read. Nothing was scored; run again.")
         return self._piece(frame, int(end))
 

@@ -11,7 +11,7 @@ from tabdiff.operations.judges import Judge, RowJudge
 from tabdiff.operations.late_rows import is_late, pieces
 from tabdiff.operations.new_rows import Finding
 from tabdiff.operations.reading import open_reader
-from tabdiff.operations.verdicts import told
+from tabdiff.operations.verdicts import with_verdicts
 from tabdiff.store import Workspace
 from tabdiff.store.registry import Version
 from tabdiff.store.scores import LostRace, Stream
@@ -34,8 +34,9 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
         on_part: called after each part with the rows scored so far.
 
     Returns:
-        run, model, version, rule, verdicts (of how many the champion was told), rows, flagged, parts, alerts (new ones), late_scored (rows among them that came late), late (rows that came too late to be
-        scored), findings, and whether there is more.
+        run, model, version, rule, verdicts (of how many the champion was told), rows, flagged, parts, alerts (new ones), late_scored (rows
+        among them that came late), late (rows that came too late to be scored), findings, new_findings (how many no run told of before,
+        late rows included), and whether there is more.
 
     Raises:
         StoreError: source or champion are missing, or the database is out of reach.
@@ -47,7 +48,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
     with workspace.runs.start("score", f"{job.source}:{job.model}") as run:
         version = workspace.models.get(job.model)
         judge = _judge(workspace, job, source_id, spec, version)
-        total = dict.fromkeys(("rows", "flagged", "parts", "alerts", "late_scored"), 0)
+        total = dict.fromkeys(("rows", "flagged", "parts", "alerts", "late_scored", "new_findings"), 0)
         findings: list[Finding] = []
         more = False
         late = lost = 0
@@ -100,12 +101,13 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
             finally:
                 told = [*reader.findings, *judge.findings]
                 findings += [finding for finding in told if finding not in findings]
-                _tell(workspace, job, told)
+                total["new_findings"] += _tell(workspace, job, told)
             late_below = reader.late(rows)
             break
         if late_below:
             detail = {"rows": late_below, "watermark": mark}
-            workspace.events.tell("late_rows", job.source, "warning", detail, once=f"{late_below}")
+            new = workspace.events.tell("late_rows", job.source, "warning", detail, once=f"{late_below}")
+            total["new_findings"] += new
         run.result = {
             "run": run.id,
             "model": job.model,
@@ -135,18 +137,21 @@ def _judge(workspace: Workspace, job: ScoreJob, source_id: int, spec: SourceSpec
         if rule != job.rule:  # a saved one may say how many rows come a day; a series knows that itself
             rule = {name: value for name, value in rule.items() if name != "rows_per_day"}
         return SeriesJudge(workspace, model, version, spec, rule, job.max_alerts, job.feedback)
-    model, heard = told(model, workspace.scores.judged(job.model) if job.feedback else [])
+    model, heard = with_verdicts(model, workspace.scores.judged(job.model) if job.feedback else [])
     return RowJudge(model, version, spec, rule, job.max_alerts, heard)
 
 
-def _tell(workspace: Workspace, job: ScoreJob, findings: list[Finding]) -> None:
+def _tell(workspace: Workspace, job: ScoreJob, findings: list[Finding]) -> int:
+    """Record findings, each once; how many are new and will not pass by themselves."""
+    new = 0
     for finding in findings:
         severity: Literal["info", "warning"] = "info" if finding.kind == "unfinished" else "warning"
-        subject = f"{job.source}/{finding.subject}"
-        workspace.events.tell(
+        told = workspace.events.tell(
             f"source_{finding.kind}",
-            subject,
+            f"{job.source}/{finding.subject}",
             severity,
             {"reason": finding.reason[:2000]},
             once=finding.once or finding.reason,
         )
+        new += told and severity == "warning"
+    return new

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable, StoreError, TrainingError
-from tabdiff.files import atomic_folder, fingerprint
+from tabdiff.files import as_text, atomic_folder, fingerprint
 from tabdiff.operations.comparing import compare
 from tabdiff.operations.jobs import TrainJob
 from tabdiff.operations.judged_events import judged_events
 from tabdiff.operations.levels import ACCEPTED, levelled
-from tabdiff.operations.reading import newest_rows
+from tabdiff.operations.reading import newest_rows, reads_as
 from tabdiff.operations.series_trials import about, split_time
 from tabdiff.operations.verdicts import without_confirmed
 from tabdiff.store import Workspace
@@ -58,8 +58,9 @@ def train(
     """
     source_id, spec = workspace.sources.get(job.source)
     with workspace.runs.start("train", f"{job.source}:{job.model}") as run:
-        frame, findings = newest_rows(spec, job.max_rows)
-        champion, read = _champion(workspace, job.model), frame.height
+        champion = _champion(workspace, job.model)
+        frame, findings = newest_rows(spec, job.max_rows, reads_as(champion))
+        read = frame.height
         if job.leave_out_confirmed:
             frame = without_confirmed(workspace, job.source, frame, job.fit.series, champion)
         left_out = read - frame.height
@@ -91,7 +92,7 @@ def train(
 def split(frame: pl.DataFrame, share: float) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Rows to fit and rows to judge. Which is which depends on the row's content alone, so no version ever trains on a judge."""
     limit = int(share * 2**64)
-    texts = frame.select(pl.all().cast(pl.String, strict=False).fill_null("\0")).rows()
+    texts = frame.select(as_text(values).fill_null("\0") for values in frame).rows()
     judges = [
         int.from_bytes(hashlib.blake2b("\x1f".join(row).encode(), digest_size=8).digest(), "big") < limit
         for row in texts

@@ -29,10 +29,9 @@ if TYPE_CHECKING:
 Judged = tuple[Mapping[str, Any], str]  # values that an alert keeps, and what people said
 _MOST = 5000  # judged last; each costs a little of every scoring
 _PLACE = "tabdiff place"
-_DURATION = r"^(?:(-?\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)$"  # as Python writes them
 
 
-def told(model: Model, judged: Sequence[Judged]) -> tuple[Model, dict[str, Any]]:
+def with_verdicts(model: Model, judged: Sequence[Judged]) -> tuple[Model, dict[str, Any]]:
     """A model that was told of judged rows, and what became of the verdicts.
 
     Args:
@@ -80,8 +79,7 @@ def _readable(schema: Schema, judged: Sequence[Judged]) -> list[tuple[pl.DataFra
     if not judged:
         return []
     columns = [
-        _timed(pl.Series(column.name, [values[column.name] for values, _ in judged], strict=False), column.dtype)
-        for column in schema.columns
+        pl.Series(column.name, [values[column.name] for values, _ in judged], strict=False) for column in schema.columns
     ]
     try:
         rows = schema.conform(pl.DataFrame(columns))
@@ -94,19 +92,6 @@ def _readable(schema: Schema, judged: Sequence[Judged]) -> list[tuple[pl.DataFra
 
 def _cut(value: Any) -> bool:
     return isinstance(value, str) and len(value) >= CUT
-
-
-def _timed(texts: pl.Series, dtype: str) -> pl.Series:
-    """Times of day and durations, which alerts keep as text, as what they were."""
-    if texts.dtype != pl.String or not dtype.startswith(("Time", "Duration")):
-        return texts
-    if dtype.startswith("Time"):
-        return texts.str.to_time("%H:%M:%S%.f", strict=False)
-    parts = texts.str.extract_groups(_DURATION).struct.unnest().cast(pl.Float64)
-    known = parts.get_column("4").is_not_null()  # days are there if there are any
-    days, hours, minutes, seconds = parts.fill_null(0.0).get_columns()
-    ticks = (1e6 * (86_400 * days + 3600 * hours + 60 * minutes + seconds)).round().set(~known, None)
-    return ticks.cast(pl.Duration("us")).alias(texts.name)
 
 
 def without_confirmed(

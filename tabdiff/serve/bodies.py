@@ -180,7 +180,7 @@ def _cell(value: Any) -> Any:
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, timedelta):
-        return value.total_seconds()
+        return str(value)  # as it is read back
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 

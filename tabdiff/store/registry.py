@@ -170,7 +170,9 @@ class Models:
             found = self._one(t.models.c.id.in_(query))
         if found is None:
             known = ", ".join(f"{v.version}{''.join(f' ({a})' for a in v.aliases)}" for v in self.all(name)) or "none"
-            raise StoreError(f"model {name!r} has no {which!r}; versions: {known}. Run tabdiff train, or promote one.")
+            raise StoreError(
+                f"model {name!r} has no {which!r}; versions: {known}. Run tabdiff run train, or promote one."
+            )
         return found
 
     def by_id(self, number: int) -> Version:

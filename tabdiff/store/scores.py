@@ -266,7 +266,7 @@ class Scores:
             self.database.hold(connection, alone=False)
             rows = connection.execute(sa.select(t.partitions.c.rows).where(of_unit)).scalars().all()
             if not rows:
-                raise StoreError(f"nothing named {unit!r} was scored. tabdiff scores lists what was.")
+                raise StoreError(f"nothing named {unit!r} was scored. tabdiff workspace scores lists what was.")
             numbers = sa.select(t.partitions.c.id).where(of_unit)
             alerts = sa.select(t.alerts.c.id).where(t.alerts.c.partition_id.in_(numbers))
             if connection.execute(sa.select(t.verdicts.c.id).where(t.verdicts.c.alert_id.in_(alerts))).first():
@@ -361,7 +361,7 @@ class Scores:
             unknown = [number for number in numbers if number not in known]
             if unknown or not numbers:
                 raise StoreError(
-                    f"no alert has the number {unknown[0] if unknown else '(none given)'}. tabdiff alerts lists them."
+                    f"no alert has the number {unknown[0] if unknown else '(none given)'}. tabdiff alerts list shows them."
                 )
             connection.execute(t.verdicts.insert(), [{"alert_id": number, **values} for number in numbers])
 
