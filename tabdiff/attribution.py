@@ -22,6 +22,7 @@ _STRIDE = 4  # places from one spell to the next
 _LEAST_LEVEL, _LEAST_SCATTER = 0.1, 0.1  # of few held-out windows some are alike by chance
 _LEAST_WEIGHT = 3.0
 _WHOLE = 0.1  # what a whole window counts, beside a spell
+_LEAST_EXCESS = 1.5  # deviations
 _UNSEEN = 0.5  # by how much windows of different stretches differ (logarithm), until several stretches tell
 
 
@@ -93,6 +94,11 @@ class Habits:
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` reads them."""
         return {"habits": {field.name: getattr(self, field.name).tolist() for field in fields(self)}}
+
+    def excess(self, evidence: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
+        """By how many deviations the evidence of N places lies above what is usual, less those by which it often does."""
+        above = np.log(np.maximum(evidence, _LEAST_LEVEL) / self.level) / self.scatter
+        return np.asarray(above - _LEAST_EXCESS)
 
     def weigh(
         self,
