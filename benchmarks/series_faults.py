@@ -10,7 +10,7 @@ score above everything in the same time without them; windowed principal compone
 that knows it finds it. Where another sensor is named, it is one that the same place names without the fault (anyway), or one that goes with
 the broken one (alike). --size makes spikes, drifts and noise larger or smaller by a factor.
 --events asks when events begin and end: so many faults of 2 to 160 places are planted, one at a time, into a fifth of the time that the model
-was not fitted to. --labels asks it of labelled stretches: of the first event that overlaps one, and the last.
+was not fitted to. --labels asks it of labelled stretches: of the first event within half a window of one, and the last.
 """
 
 from __future__ import annotations
@@ -96,9 +96,11 @@ def faults(data: Path, families: list[str], seeds: list[int], out: Path | None) 
     )
 
 
-def placed(found: pl.DataFrame, start: int, end: int) -> tuple[int, int] | None:
-    """How far the first and last event that overlap a stretch lie from its beginning and end; None without one."""
-    mine = found.filter((pl.col("start") <= end) & (pl.col("end") >= start) & (pl.col("kind") == "abnormal"))
+def placed(found: pl.DataFrame, start: int, end: int, reach: int) -> tuple[int, int] | None:
+    """How far the first and last event that touch a stretch lie from its beginning and end; None without one."""
+    mine = found.filter(
+        (pl.col("start") <= end + reach) & (pl.col("end") >= start - reach) & (pl.col("kind") == "abnormal")
+    )
     return (int(mine["start"].min()) - start, int(mine["end"].max()) - end) if mine.height else None  # type: ignore[arg-type]
 
 
@@ -137,7 +139,7 @@ def events(data: Path, families: list[str], seeds: list[int], count: int, most: 
         begin, end = frame.height // 2, 7 * frame.height // 10
         model = fitted(frame.filter(~pl.col("step").is_between(begin, end, closed="left")), 0)
         part = frame[begin:end]
-        room = model.window + 8
+        room = model.window // 2
         moving = [name for name in part.columns if name != "step" and part[name].n_unique() > 10]
         if not moving or part.height < 3 * room:
             continue
@@ -152,7 +154,7 @@ def events(data: Path, families: list[str], seeds: list[int], count: int, most: 
                 )
                 around = slice(max(0, start - 3 * model.window), start + length + 3 * model.window)
                 found = model.score(part.with_columns(pl.Series(sensor, values))[around]).events
-                off = placed(found, begin + start, begin + start + length - 1) or (None, None)
+                off = placed(found, begin + start, begin + start + length - 1, model.window // 2) or (None, None)
                 rows.append(
                     {"family": family, "seed": seed, "kind": kind, "length": length, "start": off[0], "end": off[1]}
                 )
@@ -170,9 +172,10 @@ def labelled(data: Path, families: list[str], out: Path | None) -> None:
         frame = sensors.cast(pl.Float64).with_columns(pl.int_range(sensors.height).alias("step"))
         if not stretches:
             continue
-        found = fitted(frame[:train], 0).score(frame[train:]).events
+        model = fitted(frame[:train], 0)
+        found = model.score(frame[train:]).events
         for start, end in stretches:
-            off = placed(found, start, end) or (None, None)
+            off = placed(found, start, end, model.window // 2) or (None, None)
             rows.append({"family": row["family"], "kind": row["name"], "start": off[0], "end": off[1]})
     told(rows, out)
 
