@@ -2,8 +2,9 @@
 
 Evidence (`Expectation.evidence`) says how much better the rest would fit without a sensor, so a broken sensor is told from those that it pulls
 along. What it cannot tell is a broken sensor from one that is out of the ordinary for hours, in a way that training did not show: a new
-level, another mode. So the evidence of a short spell is also compared with that of the time around it. A sensor whose readings do not change, though
-they used to, is suspected for that: stuck values are too smooth to stand out.
+level, another mode. So the evidence of a short spell is also compared with that of the time around it. And a sensor that never moved, as a command that was
+not given yet, shows so little that any reading passes it many times over: less than noise would give is nothing. A sensor whose readings do not change,
+though they used to, is suspected for that: stuck values are too smooth to stand out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _LASTING = 0.1  # what counts of a spell that differs from normal time, though n
 _STRIDE = 4  # places from one spell to the next
 _LEAST_LEVEL, _LEAST_SCATTER = 0.1, 0.1  # of few held-out windows some are alike by chance
 _LEAST_WEIGHT = 3.0
-_WHOLE = 0.1  # what a whole window counts, beside a spell
+_WHOLE = 0.03  # what a whole window counts, beside a spell
+_NOTHING = 1.0  # evidence for each step that it looks at, below which a sensor is never suspected, however little it has shown before
 _LEAST_EXCESS = 1.5  # deviations
 _UNSEEN = 0.5  # by how much windows of different stretches differ (logarithm), until several stretches tell
 
@@ -111,7 +113,8 @@ class Habits:
         """How much each sensor is suspected at each of N places: of a spell, beside the most that it is in normal time; and of the whole window."""
         found = self.suspicion(evidence, unchanged, places, window, steps) / self.highest
         mean = _means(evidence, min(window // 2, far_of(window, steps)))[places]
-        above = np.maximum(np.log(np.maximum(mean, _LEAST_LEVEL)) - self.long_level, 0.0) / self.long_scatter
+        usual = np.maximum(self.long_level, np.log(_NOTHING * steps))
+        above = np.maximum(np.log(np.maximum(mean, _LEAST_LEVEL)) - usual, 0.0) / self.long_scatter
         return np.asarray(found + _WHOLE * above**2)
 
     def suspicion(
@@ -133,6 +136,7 @@ class Habits:
             window, steps: places in a window, and in what evidence looks at.
         """
         m, far, reach = len(evidence), far_of(window, steps), min(window // 2, far_of(window, steps))
+        level = np.maximum(self.level, _NOTHING * steps)
         total, same = _sums(evidence), _sums(unchanged.astype(np.float64))
         first, end = np.maximum(places - far, 0), np.minimum(places + far + 1, m)
         around = total[end] - total[first]
@@ -147,8 +151,8 @@ class Habits:
             mean = (total[stop] - total[begin]) / count
             others = (high - low - (outer - inner))[:, None]
             beside = np.maximum(around[here] - (total[outer] - total[inner]), 0.0)
-            base = (_AROUND * self.level + beside) / (_AROUND + others)
-            above = np.maximum(np.log(np.maximum(mean, 1e-12) / self.level), 0.0) / self.scatter
+            base = (_AROUND * level + beside) / (_AROUND + others)
+            above = np.maximum(np.log(np.maximum(mean, 1e-12) / level), 0.0) / self.scatter
             rise = np.maximum(np.log(np.maximum(mean, 1e-12) / base), 0.0)
             stuck = np.maximum((same[stop] - same[begin]) / count - self.calm, 0.0) * self.surprise
             most[here] = np.maximum(most[here], (rise + _LASTING) * above + stuck)

@@ -40,7 +40,7 @@ def test_suspicion_is_the_sum_written_out(habits: Habits) -> None:
                 inside = [k for k in range(low, high) if abs(k - middle) <= 8]
                 outside = [k for k in range(low, high) if abs(k - middle) > 16]
                 mean = np.mean(evidence[inside, sensor])
-                level = habits.level[sensor]
+                level = max(habits.level[sensor], STEPS)
                 base = (16 * level + evidence[outside, sensor].sum()) / (16 + len(outside))
                 above = max(np.log(mean / level), 0) / habits.scatter[sensor]
                 stuck = max(unchanged[inside, sensor].mean() - habits.calm[sensor], 0) * habits.surprise[sensor]
@@ -49,8 +49,8 @@ def test_suspicion_is_the_sum_written_out(habits: Habits) -> None:
     assert habits.highest.min() > 3
     weight = habits.weigh(evidence, unchanged, places, WINDOW, STEPS)
     windows = np.array([evidence[max(k - reach, 0) : k + reach + 1].mean(axis=0) for k in places])
-    above = np.maximum(np.log(windows) - habits.long_level, 0) / habits.long_scatter
-    assert weight == pytest.approx(found / habits.highest + 0.1 * above**2)
+    above = np.maximum(np.log(windows) - np.maximum(habits.long_level, np.log(STEPS)), 0) / habits.long_scatter
+    assert weight == pytest.approx(found / habits.highest + 0.03 * above**2)
 
 
 def test_windows_are_as_uncertain_as_stretches_differ(habits: Habits) -> None:
@@ -82,6 +82,27 @@ def test_a_sensor_that_stays_the_same_is_named_though_nothing_speaks_against_it(
     assert weight.argmax() == 1
     (usual,) = habits.weigh(evidence, unchanged, np.array([80]), WINDOW, STEPS)
     assert usual[1] < weight[1] / 3
+
+
+def test_a_command_that_was_never_given_is_not_what_broke() -> None:
+    def resting(places: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        evidence, unchanged = recorded(places, seed)
+        evidence[:, 0], unchanged[:, 0] = 0.01, True
+        return evidence, unchanged
+
+    found = Habits.fit([resting(300, seed) for seed in range(4)], WINDOW, STEPS)
+    evidence, unchanged = resting(400, 14)
+    evidence[150:230, 0], unchanged[150, 0] = (
+        4.0,
+        False,
+    )  # 40 times the least that counts as a level, and less than noise gives
+    evidence[190:206, 2] *= 4
+    (weight,) = found.weigh(evidence, unchanged, np.array([200]), WINDOW, STEPS)
+    assert weight.argmax() == 2
+    assert weight[0] == 0
+    evidence[190:206, 0] = 800  # one that does move is what broke
+    (weight,) = found.weigh(evidence, unchanged, np.array([200]), WINDOW, STEPS)
+    assert weight.argmax() == 0
 
 
 def test_what_lies_farther_than_a_stream_knows_changes_nothing(habits: Habits) -> None:
