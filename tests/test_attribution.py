@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ def test_suspicion_is_the_sum_written_out(habits: Habits) -> None:
     found = habits.suspicion(evidence, unchanged, places, WINDOW, STEPS)
     for place, row in zip(places, found, strict=True):
         low, high = max(place - far, 0), min(place + far + 1, 400)
+        assert np.abs(habits.beside - np.eye(SENSORS)).max() > 0.01
         for sensor in range(SENSORS):
             most = 0.0
             for middle in range(place - reach, place + reach + 1, 4):
@@ -40,9 +41,11 @@ def test_suspicion_is_the_sum_written_out(habits: Habits) -> None:
                 inside = [k for k in range(low, high) if abs(k - middle) <= 8]
                 outside = [k for k in range(low, high) if abs(k - middle) > 16]
                 mean = np.mean(evidence[inside, sensor])
-                level = max(habits.level[sensor], STEPS)
+                levels = np.maximum(habits.level, STEPS)
+                level = levels[sensor]
+                off = np.log(np.maximum(evidence[inside].mean(axis=0), STEPS) / levels) / habits.scatter
                 base = (16 * level + evidence[outside, sensor].sum()) / (16 + len(outside))
-                above = max(np.log(mean / level), 0) / habits.scatter[sensor]
+                above = max(off @ habits.beside[:, sensor], 0) if off[sensor] > 0 else 0
                 stuck = max(unchanged[inside, sensor].mean() - habits.calm[sensor], 0) * habits.surprise[sensor]
                 most = max(most, (max(np.log(mean / base), 0) + 0.1) * above + stuck)
             assert row[sensor] == pytest.approx(most)
@@ -82,6 +85,38 @@ def test_a_sensor_that_stays_the_same_is_named_though_nothing_speaks_against_it(
     assert weight.argmax() == 1
     (usual,) = habits.weigh(evidence, unchanged, np.array([80]), WINDOW, STEPS)
     assert usual[1] < weight[1] / 3
+
+
+def test_what_rises_with_the_others_is_less_suspicious_than_what_rises_alone() -> None:
+    def moving(places: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        evidence, unchanged = recorded(places, seed)
+        walks = np.repeat(np.random.default_rng(seed).random(places // 40 + 1) < 0.5, 40)[:places]
+        return evidence * np.where(walks, 5, 1)[:, None], unchanged
+
+    found = Habits.fit([moving(800, seed) for seed in range(4)], WINDOW, STEPS)
+    evidence, unchanged = recorded(400, 15)
+    evidence[190:206] *= 5
+    (together,) = found.suspicion(evidence, unchanged, np.array([200]), WINDOW, STEPS)
+    evidence[190:206, :3] /= 5
+    (alone,) = found.suspicion(evidence, unchanged, np.array([200]), WINDOW, STEPS)
+    by_itself = replace(found, beside=np.eye(SENSORS))
+    (before,) = by_itself.suspicion(evidence, unchanged, np.array([200]), WINDOW, STEPS)
+    assert alone[3] > 3 * together[3]
+    assert alone[3] > 1.5 * before[3]
+
+
+def test_of_few_spells_each_sensor_is_judged_by_itself() -> None:
+    assert np.array_equal(Habits.fit([recorded(60, 1)], WINDOW, STEPS).beside, np.eye(SENSORS))
+    stretches = [recorded(2000, seed) for seed in range(2)]
+    for evidence, _ in stretches:
+        evidence[:, 1] += evidence[:, 0]
+    logs = [np.log([e[max(k - 8, 0) : k + 9].mean(axis=0) for k in range(2000)]) for e, _ in stretches]
+    covariance = np.mean([np.cov(each.T, bias=True) for each in logs], axis=0)
+    drawn = SENSORS / (4000 / 17)
+    scatter = np.sqrt(np.diag(covariance)) + 0.1
+    together = (1 - drawn) * covariance / np.outer(scatter, scatter)
+    inverse = np.linalg.inv(together - np.diag(np.diag(together)) + np.eye(SENSORS))
+    assert Habits.fit(stretches, WINDOW, STEPS).beside == pytest.approx(inverse / np.sqrt(np.diag(inverse))[None, :])
 
 
 def test_a_command_that_was_never_given_is_not_what_broke() -> None:
