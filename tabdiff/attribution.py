@@ -117,8 +117,10 @@ class Habits:
         steps: int,
     ) -> Float64[np.ndarray, "n c"]:
         """How much each sensor is suspected at each of N places: of a spell, beside the most that it is in normal time; and of the whole window."""
-        found = self.suspicion(evidence, unchanged, places, window, steps) / self.highest
-        mean = _means(evidence, min(window // 2, far_of(window, steps)))[places]
+        total, reach = _sums(evidence), min(window // 2, far_of(window, steps))
+        found = self._most(total, _sums(unchanged), places, window, steps) / self.highest
+        begin, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(evidence))
+        mean = (total[end] - total[begin]) / (end - begin)[:, None]
         usual = np.maximum(self.long_level, np.log(_NOTHING * steps))
         above = np.maximum(np.log(np.maximum(mean, _LEAST_LEVEL)) - usual, 0.0) / self.long_scatter
         return np.asarray(found + _WHOLE * above**2)
@@ -141,13 +143,23 @@ class Habits:
             places: those asked for.
             window, steps: places in a window, and in what evidence looks at.
         """
-        m, far, reach = len(evidence), far_of(window, steps), min(window // 2, far_of(window, steps))
+        return self._most(_sums(evidence), _sums(unchanged), places, window, steps)
+
+    def _most(
+        self,
+        total: Float64[np.ndarray, "s c"],
+        same: Float64[np.ndarray, "s c"],
+        places: Int[np.ndarray, " n"],
+        window: int,
+        steps: int,
+    ) -> Float64[np.ndarray, "n c"]:
+        """The suspicion of a spell, from sums of evidence and of unchanged readings."""
+        m, far, reach = len(total) - 1, far_of(window, steps), min(window // 2, far_of(window, steps))
         least = _NOTHING * steps
         level = np.maximum(self.level, least)
-        total, same = _sums(evidence), _sums(unchanged.astype(np.float64))
         first, end = np.maximum(places - far, 0), np.minimum(places + far + 1, m)
         around = total[end] - total[first]
-        most = np.zeros((len(places), evidence.shape[1]))
+        most = np.zeros((len(places), total.shape[1]))
         for offset in range(-reach, reach + 1, _STRIDE):
             middle = places + offset
             here = np.flatnonzero((middle >= 0) & (middle < m))
@@ -188,8 +200,8 @@ def far_of(window: int, steps: int) -> int:
     return window - (steps + 1) // 2
 
 
-def _sums(values: Float64[np.ndarray, "k c"]) -> Float64[np.ndarray, "k+1 c"]:
-    return np.pad(np.cumsum(values, axis=0), ((1, 0), (0, 0)))
+def _sums(values: Float64[np.ndarray, "k c"] | Bool[np.ndarray, "k c"]) -> Float64[np.ndarray, "k+1 c"]:
+    return np.pad(np.cumsum(values, axis=0, dtype=np.float64), ((1, 0), (0, 0)))
 
 
 def _means(values: Float64[np.ndarray, "k c"], reach: int) -> Float64[np.ndarray, "k c"]:
