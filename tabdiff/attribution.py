@@ -24,7 +24,8 @@ _STRIDE = 4  # places from one spell to the next
 _LEAST_LEVEL, _LEAST_SCATTER = 0.1, 0.1  # of few held-out windows some are alike by chance
 _LEAST_WEIGHT = 3.0
 _WHOLE = 0.03  # what a whole window counts, beside a spell
-_NOTHING = 1.0  # evidence for each step that it looks at, below which a sensor is never suspected, however little it has shown before
+_NOTHING = 1.0  # evidence for each step that it looks at, below which a sensor is not suspected, however little it has shown before ...
+_LITTLE = 0.05  # ... or no more than this, which decides if nothing else is wrong
 _LEAST_EXCESS = 1.5  # deviations
 _UNSEEN = 0.5  # by how much windows of different stretches differ (logarithm), until several stretches tell
 
@@ -117,13 +118,14 @@ class Habits:
         steps: int,
     ) -> Float64[np.ndarray, "n c"]:
         """How much each sensor is suspected at each of N places: of a spell, beside the most that it is in normal time; and of the whole window."""
-        total, reach = _sums(evidence), min(window // 2, far_of(window, steps))
-        found = self._most(total, _sums(unchanged), places, window, steps) / self.highest
+        total, same, reach = _sums(evidence), _sums(unchanged), min(window // 2, far_of(window, steps))
+        found = self._most(total, same, places, window, steps, _NOTHING * steps) / self.highest
+        little = self._most(total, same, places, window, steps, _LEAST_LEVEL) / self.highest
         begin, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(evidence))
         mean = (total[end] - total[begin]) / (end - begin)[:, None]
         usual = np.maximum(self.long_level, np.log(_NOTHING * steps))
         above = np.maximum(np.log(np.maximum(mean, _LEAST_LEVEL)) - usual, 0.0) / self.long_scatter
-        return np.asarray(found + _WHOLE * above**2)
+        return np.asarray(found + _LITTLE * np.minimum(little, 1.0) + _WHOLE * above**2)
 
     def suspicion(
         self,
@@ -143,7 +145,7 @@ class Habits:
             places: those asked for.
             window, steps: places in a window, and in what evidence looks at.
         """
-        return self._most(_sums(evidence), _sums(unchanged), places, window, steps)
+        return self._most(_sums(evidence), _sums(unchanged), places, window, steps, _NOTHING * steps)
 
     def _most(
         self,
@@ -152,10 +154,10 @@ class Habits:
         places: Int[np.ndarray, " n"],
         window: int,
         steps: int,
+        least: float,
     ) -> Float64[np.ndarray, "n c"]:
-        """The suspicion of a spell, from sums of evidence and of unchanged readings."""
+        """The suspicion of a spell, from sums of evidence and of unchanged readings; less evidence than the least is nothing."""
         m, far, reach = len(total) - 1, far_of(window, steps), min(window // 2, far_of(window, steps))
-        least = _NOTHING * steps
         level = np.maximum(self.level, least)
         first, end = np.maximum(places - far, 0), np.minimum(places + far + 1, m)
         around = total[end] - total[first]
