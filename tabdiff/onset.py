@@ -18,6 +18,7 @@ from jaxtyping import Float64
 
 _AT_MOST = 4.0  # what one place can say
 _CERTAIN = 50.0  # what the places of a spell say together, at most
+_CLEAR = 1.0  # what a place must say to go on with a spell that is certain
 _COUNTS = 0.5  # of the most that a spell says, what another must say to be part of it
 _CARRIES = 0.25  # of the largest contribution, what a sensor must add to be asked
 _SAYS = 0.5  # of the most that a sensor says, times its contribution, what another must say
@@ -63,7 +64,8 @@ class Onset:
         for place, step in enumerate(np.minimum(excess, _AT_MOST), self.next):
             begins[sums <= 0] = place
             sums = np.minimum(sums + step, _CERTAIN)
-            higher = (step > 0) & (sums >= most)
+            # What is certain cannot become more so: then a step must be clear, or a little that is left would go on as the fault.
+            higher = (sums > most) | ((step >= _CLEAR) & (sums >= most))
             most[higher], ends[higher] = sums[higher], place
             over = sums <= 0
             for sensor in np.flatnonzero(over & (most > 0)).tolist():

@@ -184,13 +184,23 @@ def test_spells_are_the_cumulative_sums_written_out(seed: int) -> None:
         if total <= 0:
             begin, most, end = place, 0.0, place
         total = min(max(total, 0) + min(step, 4), 50)
-        if step > 0 and total >= most:
+        if total > most or (step >= 1 and total >= most):
             most, end = total, place
         if most > 0 and (total <= 0 or place == 159):
             spells.append((begin, end, most))
     counting = [spell for spell in spells if spell[2] >= max(each[2] for each in spells) / 2]
     found = onset.interval([1.0], 0, 0)
     assert found == ((counting[0][0], counting[-1][1]) if counting else None)
+
+
+def test_a_little_that_is_left_does_not_go_on_as_the_fault() -> None:
+    excess = np.full((80, 3), -1.0)
+    excess[20:60, 0] = 3
+    excess[60:, 0] = 0.5
+    flags = np.zeros(80, dtype=bool)
+    flags[20:80] = True
+    (event,) = with_evidence(flags, excess, EventRules())
+    assert event.span == (20 + AFTER, 59 - BEFORE)
 
 
 def test_states_of_earlier_versions_are_read() -> None:
