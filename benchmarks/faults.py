@@ -12,7 +12,6 @@ server while a run is at work. Exit code 1 if anything is lost, doubled or incon
 from __future__ import annotations
 
 import argparse
-import itertools
 import multiprocessing
 import os
 import random
@@ -29,8 +28,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from faults_of_series import FILES, add, kills_of_series
+
 FIT = {"network": {"width": 16, "blocks": 1}, "train": {"steps": 60, "batch_size": 64, "evaluate_every": 10}}
-FILES, ROWS = 3, 40
+ROWS = 40  # in a file
 STEPS = {  # what a run does, where that lives, and how long it takes at most here
     "reading": ("tabdiff.operations.new_rows", "load_files", 0.03),
     "scoring": ("tabdiff.model.Model", "score", 0.15),
@@ -42,7 +43,6 @@ OF_SERIES = {  # the same for a series
     "judging": ("tabdiff.operations.series_passes.SeriesPass", "take", 0.25),
     "writing": STEPS["writing"],
 }
-WINDOW, HISTORY, PLACES = 16, 400, 12  # of the series: places in a window, fitted on, and in a file of both machines
 
 
 def rows(first: int, count: int, seed: int) -> Any:
@@ -53,22 +53,6 @@ def rows(first: int, count: int, seed: int) -> Any:
     x = rng.normal(size=count)
     columns = {"number": np.arange(first, first + count), "x": x, "y": 2 * x + rng.normal(0, 0.3, count)}
     return pl.DataFrame({**columns, "kind": rng.choice(["a", "b"], count), "z": rng.gamma(2, 3, count)})
-
-
-def readings(first: int, count: int, seed: int) -> Any:
-    """A row a minute of two machines; the pressure of one goes wrong for a quarter of an hour in each three hours."""
-    import numpy as np
-    import polars as pl
-
-    parts = []
-    for index, machine in enumerate(("left", "right")):
-        step = np.arange(first, first + count)
-        noise = np.stack([np.random.default_rng([seed, index, each]).normal(size=2) for each in step.tolist()])
-        cycle = np.sin(2 * np.pi * step / 24 + index)
-        fault = 2.0 * ((step % 180 < 15) & (step > HISTORY) & (machine == "left"))
-        columns = {"machine": [machine] * count, "minute": step, "flow": 10 + 3 * cycle + 0.2 * noise[:, 0]}
-        parts.append(pl.DataFrame({**columns, "pressure": 4 + cycle + 0.1 * noise[:, 1] + fault}))
-    return pl.concat(parts).sort("minute", "machine")
 
 
 def work(home: str, url: str | None, what: str, step: str | None, seed: int) -> None:
@@ -178,92 +162,6 @@ class Bench:
         return {"lost": lost, "twice": twice, "wrong": wrong, "left over": len(workspace.clean(grace=0).left_over)}
 
 
-class Series:
-    """A series beside the table of a bench."""
-
-    def __init__(self, bench: Bench) -> None:
-        from tabdiff.loading import load_series
-        from tabdiff.operations import TrainJob, train
-
-        self.bench, self.data, self.count = bench, bench.folder / "series", HISTORY
-        (self.data / "new").mkdir(parents=True)
-        (self.data / "old").mkdir()
-        readings(0, HISTORY, bench.seed).write_parquet(self.data / "old" / "0.parquet")
-        sources = bench.workspace.sources
-        sources.add("history", location=str(self.data / "old"), settle=0.0)
-        sources.add("series", location=str(self.data / "new"), settle=0.0)
-        series = {"time": "minute", "entity": "machine", "window": WINDOW}
-        fit = {"network": FIT["network"], "train": {"steps": 2}, "series": series}
-        train(bench.workspace, TrainJob.of(source="history", model="s", fit=fit, compiled=False))
-        folder = bench.workspace.models.get("s").folder
-        assert folder is not None
-        self.model = load_series(folder / "bundle")
-
-    def grow(self) -> None:
-        """New files of both machines."""
-        for _ in range(FILES):
-            temporary = self.data / f".{self.count}.tmp"
-            readings(self.count, PLACES, self.bench.seed).write_parquet(temporary)
-            temporary.rename(self.data / "new" / f"{self.count:08d}.parquet")
-            self.count += PLACES
-
-    def run(self) -> None:
-        """One ordinary run."""
-        from tabdiff.operations import ScoreJob, score_new
-
-        score_new(self.bench.workspace, ScoreJob.of(source="series", model="s", rows_per_part=15))
-
-    def examine(self) -> dict[str, int]:
-        """Places against the whole scored at once, and alerts against each other."""
-        import numpy as np
-        import polars as pl
-
-        workspace = self.bench.workspace
-        stream = workspace.scores.stream(workspace.sources.get("series")[0], "s")
-        files = [file for _, file in workspace.scores.files(stream)[1] if file]
-        keys = ["machine", "minute"]
-        found = pl.concat([pl.read_parquet(file) for file in files]).sort(keys)
-        frame = readings(HISTORY, self.count - HISTORY, self.bench.seed)
-        whole = self.model.score(frame).places
-        final = whole.filter(pl.col("minute") < self.count - WINDOW)
-        joined = final.join(found.unique(keys), on=keys, how="inner", suffix=" found")
-        pair = [joined[name].fill_null(-1.0).to_numpy() for name in ("score", "score found")]
-        wrong = int((~np.isclose(*pair, rtol=1e-9, atol=1e-12)).sum())
-        wrong += int((joined["flagged"] != joined["flagged found"]).sum())
-        wrong += stream.rows != frame.height
-        alerts = workspace.scores.alerts(1_000_000, "series")
-        alerts = sorted(alerts, key=lambda alert: (alert["entity"], alert["first_place"]))
-        wrong += sum(
-            after["entity"] == before["entity"] and after["first_place"] <= before["last_place"]
-            for before, after in itertools.pairwise(alerts)
-        )
-        workspace.runs.settle()
-        wrong += sum(run["status"] == "running" for run in workspace.runs.latest(1000))
-        lost, twice = final.height - joined.height, found.height - found.unique(keys).height
-        left_over = len(workspace.clean(grace=0).left_over)
-        return {"lost": lost, "twice": twice, "wrong": wrong, "left over": left_over}
-
-
-def series(bench: Bench, times: int) -> dict[str, Any]:
-    """SIGKILL at a random moment of reading, judging or writing; in every other round a second run is at work."""
-    own = Series(bench)
-    total: dict[str, Any] = {"faults": 0, "lost": 0, "twice": 0, "wrong": 0, "left over": 0}
-    rng = random.Random(bench.seed)
-    attempts = 0
-    while total["faults"] < times and attempts < 4 * times:
-        attempts += 1
-        own.grow()
-        processes = [bench.start("series", rng.choice(list(OF_SERIES)))]
-        processes += [bench.start("series", None)] if attempts % 2 else []
-        for process in processes:
-            process.join()
-            assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
-        total["faults"] += processes[0].exitcode != 0
-        own.run()
-        _add(total, own.examine())
-    return total
-
-
 def kills(bench: Bench, step: str, times: int) -> dict[str, Any]:
     """SIGKILL during a step."""
     total: dict[str, Any] = {"faults": 0, "lost": 0, "twice": 0, "wrong": 0, "left over": 0}
@@ -282,7 +180,7 @@ def kills(bench: Bench, step: str, times: int) -> dict[str, Any]:
             total["wrong"] += wrong
         else:
             bench.run()
-        _add(total, bench.examine())
+        add(total, bench.examine())
     return total
 
 
@@ -323,16 +221,10 @@ def during(disturb: Callable[[Bench, random.Random], Callable[[], None]]) -> Cal
                 undo()
             total["faults"] += 1
             bench.run()
-            _add(total, bench.examine())
+            add(total, bench.examine())
         return total
 
     return repeat
-
-
-def _add(total: dict[str, Any], found: dict[str, int]) -> None:
-    for name, value in found.items():
-        # What was lost once is lost in every later examination as well.
-        total[name] = max(total[name], value) if name in ("lost", "twice") else total[name] + value
 
 
 def half_written(bench: Bench, rng: random.Random) -> Callable[[], None]:
@@ -448,7 +340,7 @@ def together(bench: Bench, times: int) -> dict[str, Any]:
             process.join()
             total["wrong"] += process.exitcode != 0
         total["faults"] += 1
-        _add(total, bench.examine())
+        add(total, bench.examine())
     return total
 
 
@@ -471,7 +363,7 @@ def main() -> int:
         "source with another schema": during(other_schema),
         "clock jump": during(clock_jump),
         "two schedulers at once": together,
-        "series: kill -9 at any step": series,
+        "series: kill -9 at any step": lambda bench, times: kills_of_series(bench, list(OF_SERIES), times),
     }
     if options.tmpfs:
         scenes["disk full"] = during(full_disk(options.tmpfs))

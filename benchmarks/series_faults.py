@@ -1,12 +1,16 @@
 """Faults planted into held-out time of sensor recordings, and what a place costs; see README.md here.
 
     python benchmarks/series_faults.py DATA --families skab tep --seeds 0 1 2
+    python benchmarks/series_faults.py DATA --families skab tep --events 48 --seeds 2 3
+    python benchmarks/series_faults.py DATA --families skab tep --labels
     python benchmarks/series_faults.py --cost 100000
 
 DATA as for series.py, or one table. A fit plants 24 faults of single sensors, six kinds, into time that it held out, and counts those that
 score above everything in the same time without them; windowed principal components look at the same faults by the same rule. A fault is findable if a matched filter
 that knows it finds it. Where another sensor is named, it is one that the same place names without the fault (anyway), or one that goes with
 the broken one (alike). --size makes spikes, drifts and noise larger or smaller by a factor.
+--events asks when events begin and end: so many faults of 2 to 160 places are planted, one at a time, into a fifth of the time that the model
+was not fitted to. --labels asks it of labelled stretches: of the first event within half a window of one, and the last.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ import polars as pl
 
 from tabdiff import fit_series, planting
 from tabdiff.config import validate_fit_config
+from tabdiff.series_model import SeriesModel
+from tabdiff.windows import runs_of
 
 NOT_SENSORS = {"timestamp", "label", "unit", "cycle", "t"}
 MEASURES = (
@@ -90,6 +96,90 @@ def faults(data: Path, families: list[str], seeds: list[int], out: Path | None) 
     )
 
 
+def placed(found: pl.DataFrame, start: int, end: int, reach: int) -> tuple[int, int] | None:
+    """How far the first and last event that touch a stretch lie from its beginning and end; None without one."""
+    mine = found.filter(
+        (pl.col("start") <= end + reach) & (pl.col("end") >= start - reach) & (pl.col("kind") == "abnormal")
+    )
+    return (int(mine["start"].min()) - start, int(mine["end"].max()) - end) if mine.height else None  # type: ignore[arg-type]
+
+
+def told(rows: list[dict[str, object]], out: Path | None) -> None:
+    if out:
+        pl.DataFrame(rows, infer_schema_length=None).write_csv(out)
+    pl.Config.set_tbl_rows(100)
+    pl.Config.set_tbl_width_chars(200)
+    sizes = [
+        measure
+        for end in ("start", "end")
+        for measure in (
+            pl.col(end).abs().median().alias(f"{end}, half"),
+            pl.col(end).abs().quantile(0.9).alias(f"{end}, 90 %"),
+            pl.col(end).median().alias(f"{end}, signed"),
+        )
+    ]
+    table = pl.DataFrame(rows, infer_schema_length=None)
+    for keys in (["family"], ["kind"]):
+        print(table.group_by(*keys, maintain_order=True).agg(pl.len(), pl.col("start").count().alias("found"), *sizes))
+
+
+def fitted(table: pl.DataFrame, seed: int) -> SeriesModel:
+    config = validate_fit_config({"series": {"time": "step"}, "train": {"steps": 1, "seed": seed}})
+    return fit_series(table, config, overrides={name: {"role": "feature"} for name in table.columns if name != "step"})
+
+
+def events(data: Path, families: list[str], seeds: list[int], count: int, most: int, out: Path | None) -> None:
+    warnings.simplefilter("ignore")
+    rows: list[dict[str, object]] = []
+    for family, whole in recordings(data, families):
+        sensors = whole[:most].select([name for name in whole.columns if name.lower() not in NOT_SENSORS])
+        frame = sensors.select(pl.selectors.numeric().cast(pl.Float64)).with_columns(
+            pl.all().forward_fill().backward_fill(), pl.int_range(sensors.height).alias("step")
+        )
+        begin, end = frame.height // 2, 7 * frame.height // 10
+        model = fitted(frame.filter(~pl.col("step").is_between(begin, end, closed="left")), 0)
+        part = frame[begin:end]
+        room = model.window // 2
+        moving = [name for name in part.columns if name != "step" and part[name].n_unique() > 10]
+        if not moving or part.height < 3 * room:
+            continue
+        for seed in seeds:
+            rng = np.random.default_rng(seed)
+            for number in range(count):
+                kind, sensor = planting.KINDS[number % len(planting.KINDS)], str(rng.choice(moving))
+                length = min(int(np.exp(rng.uniform(np.log(2), np.log(160)))), part.height - 2 * room - 1)
+                start = int(rng.integers(room, part.height - length - room))
+                values = planting.Plant(kind, start, length).apply(
+                    part[sensor].to_numpy(), float(frame[sensor].to_numpy().std()), rng
+                )
+                around = slice(max(0, start - 3 * model.window), start + length + 3 * model.window)
+                found = model.score(part.with_columns(pl.Series(sensor, values))[around]).events
+                off = placed(found, begin + start, begin + start + length - 1, model.window // 2) or (None, None)
+                rows.append(
+                    {"family": family, "seed": seed, "kind": kind, "length": length, "start": off[0], "end": off[1]}
+                )
+    told(rows, out)
+
+
+def labelled(data: Path, families: list[str], out: Path | None) -> None:
+    warnings.simplefilter("ignore")
+    rows: list[dict[str, object]] = []
+    index = pl.read_csv(data / "index.csv", infer_schema_length=None).filter(pl.col("family").is_in(families))
+    for row in index.iter_rows(named=True):
+        table, train = pl.read_parquet(data / row["path"]), int(row["train"])
+        stretches = [(train + a, train + b - 1) for a, b in runs_of(table["label"].to_numpy()[train:].astype(bool))]
+        sensors = table.select([name for name in table.columns if name.lower() not in NOT_SENSORS])
+        frame = sensors.cast(pl.Float64).with_columns(pl.int_range(sensors.height).alias("step"))
+        if not stretches:
+            continue
+        model = fitted(frame[:train], 0)
+        found = model.score(frame[train:]).events
+        for start, end in stretches:
+            off = placed(found, start, end, model.window // 2) or (None, None)
+            rows.append({"family": row["family"], "kind": row["name"], "start": off[0], "end": off[1]})
+    told(rows, out)
+
+
 def cost(places: int) -> None:
     rng = np.random.default_rng(0)
     step = np.arange(places + 5000)
@@ -112,6 +202,9 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=["skab", "tep"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--size", type=float, default=1.0)
+    parser.add_argument("--events", type=int, default=None)
+    parser.add_argument("--most", type=int, default=7000, help="places of a recording that --events looks at")
+    parser.add_argument("--labels", action="store_true")
     parser.add_argument("--cost", type=int, default=None)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -119,7 +212,11 @@ def main() -> None:
         cost(options.cost)
     for kind in planting.SIZES:
         planting.SIZES[kind] *= options.size
-    if options.data:
+    if options.data and options.events:
+        events(options.data, options.families, options.seeds, options.events, options.most, options.out)
+    elif options.data and options.labels:
+        labelled(options.data, options.families, options.out)
+    elif options.data:
         faults(options.data, options.families, options.seeds, options.out)
 
 

@@ -19,7 +19,7 @@ from tabdiff.bundle import Bundle
 from tabdiff.calibration import Calibration
 from tabdiff.codec import Codec
 from tabdiff.errors import ConfigError, Problem, SchemaError, warn
-from tabdiff.events import EventRules, EventTracker
+from tabdiff.events import Event, EventRules, EventTracker, Evidence
 from tabdiff.excuses import Excuses, FalseAlarm
 from tabdiff.expectation import Expectation
 from tabdiff.flags import Rule, benjamini_hochberg
@@ -29,7 +29,7 @@ from tabdiff.series import Recording
 from tabdiff.series_drawing import SeriesDrawing
 from tabdiff.series_feedback import SeriesFeedback
 from tabdiff.series_results import Part, Results, SeriesScores, joined
-from tabdiff.series_scoring import PlaceErrors, TrackScorer, judge_places, track_errors
+from tabdiff.series_scoring import PlaceErrors, TrackScorer, excess, judge_places, track_errors
 from tabdiff.tracks import Plan, Track
 from tabdiff.windows import Span
 
@@ -174,9 +174,7 @@ class SeriesModel(SeriesFeedback, SeriesDrawing):
             events += self.results.silent(track.entity, track.first, track.observed, [0] * len(self.codec.columns))
         for part, flagged in zip(parts, flags, strict=True):
             tracker = EventTracker(self._event_rules())
-            found = (
-                tracker.push(part.first, part.score, flagged, part.contributions, part.unexpected) + tracker.finish()
-            )
+            found = self._found(tracker, part, flagged) + tracker.finish()
             tables.append(self.results.table(part, flagged))
             events += [self.results.event(event, part) for event in found]
         unjudged = sum(int(np.isnan(part.score[part.recorded]).sum()) for part in parts)
@@ -217,7 +215,7 @@ class SeriesModel(SeriesFeedback, SeriesDrawing):
                 seen.add(key)
                 part, tracker, silent = self._next(state, key, recording, last)
                 flagged = np.nan_to_num(part.score, nan=-np.inf) > threshold
-                found = tracker.push(part.first, part.score, flagged, part.contributions, part.unexpected)
+                found = self._found(tracker, part, flagged)
                 found += tracker.finish() if last else []
                 state.entities[key]["events"] = tracker.to_json()
                 tables.append(self.results.table(part, flagged))
@@ -226,7 +224,7 @@ class SeriesModel(SeriesFeedback, SeriesDrawing):
             for key in state.entities.keys() - seen:
                 part, tracker = self._rest(state.entities[key], None if self.plan.grid.entity is None else key)
                 flagged = np.nan_to_num(part.score, nan=-np.inf) > threshold
-                found = tracker.push(part.first, part.score, flagged, part.contributions, part.unexpected)
+                found = self._found(tracker, part, flagged)
                 tables.append(self.results.table(part, flagged))
                 events += [self.results.event(event, part) for event in found + tracker.finish()]
         return self.results.scores(tables, events)
@@ -256,7 +254,7 @@ class SeriesModel(SeriesFeedback, SeriesDrawing):
             recorded = track.recorded[done : done + len(errors.errors)]
             parts.append(self._part(track.entity, [errors], recorded, track.x[low:high], done - low))
             done += len(errors.errors)
-        return joined(parts)
+        return joined(parts, track.x)
 
     def _rest(self, known: dict[str, Any], entity: Any) -> tuple[Part, EventTracker]:
         """The places of an entity that wait for windows which will not come."""
@@ -344,12 +342,21 @@ class SeriesModel(SeriesFeedback, SeriesDrawing):
         )
         places = slice(past, past + len(score))
         expected = np.full((len(score), self.expectation.width), np.nan)
-        unexpected = np.zeros(len(score), dtype=bool)
         if len(x) >= self.expectation.steps and len(score):
-            raw = self.expectation.raw(x)
-            expected = self.expectation.given_neighbours(raw)[places]
-            unexpected = self.results.unexpected(raw[places], expected)
-        return Part(entity, errors[0].first, score, contributions, recorded[: len(score)], expected, unexpected)
+            expected = self.expectation.given_neighbours(self.expectation.raw(x))[places]
+        return Part(entity, errors[0].first, score, contributions, recorded[: len(score)], expected, x, past)
+
+    def _found(self, tracker: EventTracker, part: Part, flagged: Bool[np.ndarray, " k"]) -> list[Event]:
+        """Events that end in a part; those that go on stay in the tracker."""
+        first, steps = part.first - part.past, self.expectation.evidence_steps
+
+        def between(begin: int, end: int) -> np.ndarray | None:
+            return excess(self.expectation, self.habits, part.x, begin - first, end - first)
+
+        evidence = Evidence(
+            between, first, self.window - steps // 2, self.window // 2, steps // 2, steps - 1 - steps // 2
+        )
+        return tracker.push(part.first, part.score, flagged, part.contributions, evidence)
 
     def _flag_together(
         self, parts: list[Part], fdr: float | None, contamination: float | None

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float32, Float64
 
 from tabdiff.calibration import Calibration
 from tabdiff.events import Event
 from tabdiff.expectation import Expectation
 from tabdiff.tracks import Plan
 
-_FAR_OUTSIDE = 2.0  # times the band around what was expected
 _NAMED = 3  # sensors that an event and a score table name
 
 
@@ -29,7 +28,7 @@ class SeriesScores:
         contributions: one row for each of these, one column for each sensor.
         expected: the same rows: for each number `NAME`, `NAME_low` and `NAME_high`, what the neighbouring places led to expect.
         events: one row each: entity, kind ("abnormal", or "silent" for sensors that stopped reporting; then severity is for how many
-            places), start, end, peak, severity, p_value, sensors, and whether it may go on.
+            places), start and end of what was out of the ordinary, peak, severity, p_value, sensors, and whether it may go on.
         provider: engine and device that computed the errors.
     """
 
@@ -42,7 +41,12 @@ class SeriesScores:
 
 @dataclass(frozen=True)
 class Part:
-    """Final places of one recording."""
+    """Final places of one recording.
+
+    Attributes:
+        expected: what the neighbours of each place lead to expect.
+        x: encoded places, of which `past` lie before the first final one; some may follow the last.
+    """
 
     entity: Any
     first: int
@@ -50,14 +54,15 @@ class Part:
     contributions: Float64[np.ndarray, "k c"]
     recorded: Bool[np.ndarray, " k"]
     expected: Float64[np.ndarray, "k r"]
-    unexpected: Bool[np.ndarray, " k"]
+    x: Float32[np.ndarray, "m w"]
+    past: int = 0
 
 
-def joined(parts: Sequence[Part]) -> Part:
-    """Parts of one recording that follow each other, as one."""
-    names = ("score", "contributions", "recorded", "expected", "unexpected")
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Part(parts[0].entity, parts[0].first, **arrays)
+def joined(parts: Sequence[Part], x: Float32[np.ndarray, "k w"]) -> Part:
+    """Parts of one recording that follow each other, as one; `x` are its places."""
+    names = ("score", "contributions", "recorded", "expected")
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return replace(parts[0], **arrays, x=x, past=0)
 
 
 @dataclass(frozen=True)
@@ -84,17 +89,6 @@ class Results:
     def sensors(self) -> tuple[str, ...]:
         """Names of the C modelled columns."""
         return self.expectation.codec.columns
-
-    def unexpected(
-        self, raw: Float64[np.ndarray, "k r"], expected: Float64[np.ndarray, "k r"]
-    ) -> Bool[np.ndarray, " k"]:
-        """Places at which a number lies far outside its band."""
-        found, middle = self.expectation.numbers(raw), self.expectation.numbers(expected)
-        outside = np.zeros(len(raw), dtype=bool)
-        for name, (low, high) in self.described["band"].items():
-            off = found[name] - middle[name]
-            outside |= (off < _FAR_OUTSIDE * low - 1e-9) | (off > _FAR_OUTSIDE * high + 1e-9)
-        return outside
 
     def stamp(self, places: Any) -> pl.Series:
         """Times of places."""
@@ -141,7 +135,7 @@ class Results:
     def event(self, event: Event, part: Part) -> dict[str, Any]:
         """One row of the table of events."""
         named = event.sensors(self.sensors)[:_NAMED]
-        start, end = event.core or (event.start, event.end)
+        start, end = event.span or (event.start, event.end)
         start, end, peak = self.stamp([start, end, event.peak])
         row: dict[str, Any] = {} if self.plan.grid.entity is None else {self.plan.grid.entity: part.entity}
         above = len(self.blocks) - int(np.searchsorted(self.blocks, event.severity, side="left"))

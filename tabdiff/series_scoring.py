@@ -188,3 +188,15 @@ def _suspected(
     evidence = np.zeros((len(raw), len(expectation.codec.columns)))
     evidence[some] = expectation.evidence(raw, some)
     return habits.weigh(evidence, expectation.unchanged(raw), places, window, expectation.evidence_steps)
+
+
+def excess(
+    expectation: Expectation, habits: Habits, x: Float32[np.ndarray, "m w"], begin: int, end: int
+) -> Float64[np.ndarray, "k c"] | None:
+    """Of rows `begin` to `end` of encoded places, by how much the evidence against each sensor passes what is usual; None of too few places."""
+    steps = expectation.evidence_steps
+    around = slice(max(0, begin - steps), end + steps)
+    raw = expectation.raw(x[around])
+    if len(raw) < steps:
+        return None
+    return habits.excess(expectation.evidence(raw, np.arange(begin - around.start, end - around.start)))

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tabdiff.errors import ConfigError
-from tabdiff.events import Event, EventRules, EventTracker
+from tabdiff.events import Event, EventRules, EventTracker, Evidence
+from tabdiff.onset import Onset
 from tabdiff.windows import Span, Stitch, cut, spans_of, window_starts
 
 
@@ -102,13 +103,115 @@ def test_an_event_names_its_peak_and_its_sensors() -> None:
     assert event.sensors(["a", "b"], share=0.5) == [("b", pytest.approx(2 / 3))]
 
 
-def test_the_core_of_an_event_is_where_something_unexpected_was() -> None:
-    flagged, unexpected = np.array([c == "1" for c in "0111110"]), np.array([c == "1" for c in "1011000"])
-    tracker = EventTracker(EventRules())
-    tracker.push(0, np.ones(4), flagged[:4], np.ones((4, 1)), unexpected[:4])
-    tracker = EventTracker.from_json(json.loads(json.dumps(tracker.to_json())))
-    (event,) = tracker.push(4, np.ones(3), flagged[4:], np.ones((3, 1)), unexpected[4:])
-    assert (event.start, event.end, event.core) == (1, 5, (2, 3))
+BEFORE, AFTER = 2, 1  # places that the evidence of a place looks back and ahead
+
+
+def evidence_of(excess: np.ndarray) -> Evidence:
+    return Evidence(lambda begin, end: excess[begin:end], 0, 30, 10, BEFORE, AFTER)
+
+
+def with_evidence(flags: np.ndarray, excess: np.ndarray, rules: EventRules, pieces: int = 1) -> list[Event]:
+    tracker, found = EventTracker(rules), []
+    parts = np.where(flags[:, None], np.array([[3.0, 1.0, 0.1]]), 0.0)
+    for piece in np.array_split(np.arange(len(flags)), pieces):
+        found += tracker.push(int(piece[0]), np.ones(len(piece)), flags[piece], parts[piece], evidence_of(excess))
+        tracker = EventTracker.from_json(json.loads(json.dumps(tracker.to_json())))
+    return found + tracker.finish()
+
+
+def test_an_event_begins_and_ends_with_the_evidence_not_with_its_flags() -> None:
+    flags, excess = np.zeros(80, dtype=bool), np.full((80, 3), -1.0)
+    flags[30:51] = True  # half a window to either side of a fault in places 37 to 43
+    excess[37 - AFTER : 43 + BEFORE + 1, 0] = 3
+    (event,) = with_evidence(flags, excess, EventRules())
+    assert (event.start, event.end, event.span) == (30, 50, (37, 43))
+    excess[37 - AFTER : 43 + BEFORE + 1] = -1
+    excess[26 - AFTER : 57, 1] = (
+        3  # of a sensor that carries less, before the flags and beyond them, as windows begin weakly
+    )
+    (event,) = with_evidence(flags, excess, EventRules(within=4))
+    assert event.span == (
+        26,
+        54,
+    )  # evidence of places that were not asked for any more when it ended counts for nothing
+    excess[:, 1] = -1
+    assert with_evidence(flags, excess, EventRules())[0].span is None
+    excess[:, 2] = 3  # a sensor that adds next to nothing is not asked
+    assert with_evidence(flags, excess, EventRules())[0].span is None
+
+
+def test_an_event_begins_after_the_one_before_it() -> None:
+    flags, excess = np.zeros(80, dtype=bool), np.full((80, 3), -1.0)
+    flags[[20, 21, 26, 27]] = True
+    excess[10:40, 0] = 3
+    one, other = with_evidence(flags, excess, EventRules(within=2))
+    assert one.span is not None
+    assert other.span is not None
+    assert one.span[1] < other.span[0]
+
+
+def test_the_beginning_stays_when_the_event_grows() -> None:
+    excess = np.full((400, 3), -1.0)
+    excess[50:70, 0] = 4
+    excess[200:300, 0] = 4
+    flags = np.zeros(400, dtype=bool)
+    starts = []
+    for end in range(60, 340, 20):
+        flags[52:end] = True
+        (event,) = with_evidence(flags[:end], excess[:end], EventRules(), pieces=3)
+        assert event.span is not None
+        starts.append(event.span[0])
+    assert set(starts) == {50 + AFTER}
+    assert event.span[1] == 299 - BEFORE
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40))
+def test_beginnings_piece_by_piece(seed: int, pieces: int) -> None:
+    rng = np.random.default_rng(seed)
+    flags = np.repeat(rng.random(20) < 0.3, 6)
+    excess = 2 * np.cumsum(rng.normal(size=(120, 3)), axis=0) / np.sqrt(1 + np.arange(120))[:, None] - 0.5
+    rules = EventRules(int(rng.integers(1, 3)), 4, int(rng.integers(0, 6)))
+    assert with_evidence(flags, excess, rules, pieces) == with_evidence(flags, excess, rules)
+
+
+@given(st.integers(0, 10_000))
+def test_spells_are_the_cumulative_sums_written_out(seed: int) -> None:
+    excess = np.round(np.random.default_rng(seed).normal(0.2, 3, 60), 3)
+    onset = Onset.at(100, 1)
+    onset.take(excess[:, None])
+    spells, total = [], 0.0
+    for place, step in enumerate(excess, 100):
+        if total <= 0:
+            begin, most, end = place, 0.0, place
+        total = min(max(total, 0) + min(step, 4), 50)
+        if total > most or (step >= 1 and total >= most):
+            most, end = total, place
+        if most > 0 and (total <= 0 or place == 159):
+            spells.append((begin, end, most))
+    counting = [spell for spell in spells if spell[2] >= max(each[2] for each in spells) / 2]
+    found = onset.interval([1.0], 0, 0)
+    assert found == ((counting[0][0], counting[-1][1]) if counting else None)
+
+
+def test_a_little_that_is_left_does_not_go_on_as_the_fault() -> None:
+    excess = np.full((80, 3), -1.0)
+    excess[20:60, 0] = 3
+    excess[60:, 0] = 0.5
+    flags = np.zeros(80, dtype=bool)
+    flags[20:80] = True
+    (event,) = with_evidence(flags, excess, EventRules())
+    assert event.span == (20 + AFTER, 59 - BEFORE)
+
+
+def test_states_of_earlier_versions_are_read() -> None:
+    current = {"start": 3, "end": 9, "peak": 4, "severity": 2.0, "flagged": 5, "contributions": [1.0], "core": [4, 8]}
+    rules = {"count": 1, "within": 2, "cool_down": 0}
+    tracker = EventTracker.from_json(
+        {"rules": rules, "waiting": [[11, 1.0, [0.5], True]], "current": {**current, "open": True}}
+    )
+    assert tracker.waiting == [(11, 1.0, (0.5,))]
+    (event,) = tracker.push(12, np.ones(5), np.zeros(5, bool), np.ones((5, 1)), evidence_of(np.ones((40, 1))))
+    assert (event.start, event.end, event.span, event.open) == (3, 9, None, False)
 
 
 @pytest.mark.parametrize("values", [(0, 1, 0), (3, 2, 0), (1, 1, -1)])

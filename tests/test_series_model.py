@@ -133,7 +133,7 @@ def test_a_fault_is_one_event_at_its_time_with_its_sensor(model: SeriesModel, br
     (event,) = scores.events.iter_rows(named=True)
     at = broken["at"]
     assert abs(event["start"] - at[200]) <= timedelta(seconds=80)
-    assert abs(event["end"] - at[239]) <= timedelta(seconds=160)
+    assert abs(event["end"] - at[239]) <= timedelta(seconds=20)
     assert event["sensors"][0] == "outlet"
     assert event["kind"] == "abnormal"
     assert event["p_value"] == pytest.approx(1 / (len(model.blocks) + 1))
