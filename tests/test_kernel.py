@@ -65,7 +65,7 @@ def test_the_highest_of_many_are_those_of_sorting_them_all(columns: int, count: 
     assert all(len(set(places)) == count for places in highest(values, count).tolist())
 
 
-@pytest.mark.parametrize("stored", [100, 256, 257, 300, 1000])
+@pytest.mark.parametrize("stored", [100, 203, 256, 257, 300, 1000])
 def test_rows_that_fill_up_a_group_are_never_found(stored: int):
     rows = correlated(stored)
     view = fit_kernel_view(rows, (0.3,), seeded())

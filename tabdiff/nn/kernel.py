@@ -202,14 +202,14 @@ def _group(columns: int) -> int:
 
 
 def highest(values: Float[Tensor, "b m"], count: int) -> Int[Tensor, "b n"]:
-    """Places of the `count` largest values of each row, in any order; M is a multiple of its group, or small.
+    """Places of the `count` largest values of each row, in any order; M is a multiple of its group, or at most 256.
 
     The `count` groups with the largest maxima hold them all, so only those are sorted: a maximum is taken at the speed of memory, a
     heap of thousands is not.
     """
     size = _group(values.shape[1])
     groups = values.shape[1] // size
-    if groups <= max(count, 16):
+    if values.shape[1] <= _SORTED or groups <= count:
         return values.topk(count, dim=-1, sorted=False).indices
     top, best = values.reshape(-1, groups, size).amax(-1).topk(count, dim=-1, sorted=False)
     first = torch.arange(values.shape[0], device=values.device)[:, None] * groups
