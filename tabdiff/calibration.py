@@ -73,11 +73,12 @@ class Calibration:
 
     def p_value(self, scores: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
         """(1 + number of held-out normal rows that score at least as high) / (number + 1)."""
-        above = len(self.normal) - np.searchsorted(self._normal, scores, side="left")
+        above = len(self.normal) - np.searchsorted(self.ascending, scores, side="left")
         return np.asarray((1 + above) / (len(self.normal) + 1))
 
     @cached_property
-    def _normal(self) -> Float64[np.ndarray, " m"]:
+    def ascending(self) -> Float64[np.ndarray, " m"]:
+        """`normal` as an array, which takes longer to make than to search."""
         return np.array(self.normal)
 
     def to_json(self) -> dict[str, Any]:

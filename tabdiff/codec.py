@@ -178,8 +178,8 @@ class Codec:
                 )
         return bounds
 
-    def encode(self, frame: pl.DataFrame) -> Encoded:
-        """Encode a conformed frame of N rows."""
+    def encode(self, frame: pl.DataFrame, model_view: bool = True) -> Encoded:
+        """Encode a conformed frame of N rows. What only compares rows needs no `model_view`; it is all zeros then."""
         x = np.zeros((frame.height, self.layout.width), dtype=np.float32)
         present = np.ones((frame.height, len(self.layout.units)), dtype=bool)
         values = {name: self.read(frame, name) for name in self.codes}
@@ -194,7 +194,7 @@ class Codec:
         for index, (name, code) in enumerate(self._modelled_codes().items()):
             units = self.layout.units_of(index)
             if isinstance(code, NumberCode):
-                state, scores[name] = code.locate(values[name])
+                state, scores[name] = code.locate(values[name], binned=model_view)
             else:
                 state = code.state_of(values[name])
             states[name] = state
@@ -202,11 +202,13 @@ class Codec:
                 unit = self.layout.units[number]
                 if unit.kind == "category":
                     present[:, number] = state >= 0
-                    _mark(x, unit.start, state, 1.0)
+                    if model_view:
+                        _mark(x, unit.start, state, 1.0)
                 elif isinstance(code, NumberCode):
                     last = len(code.atoms) + max(1, len(code.bins))
                     applies = (state >= len(code.atoms)) & (state < last) if code.states else ~np.isnan(values[name])
-                    x[:, unit.start] = np.where(applies, scores[name], 0.0)
+                    if model_view:
+                        x[:, unit.start] = np.where(applies, scores[name], 0.0)
                     # A number whose gate is closed is absent by nature, not unseen.
                     present[:, number] = applies | (state >= 0) if code.states else applies
         # A component may have the name of a column that it covers.

@@ -184,15 +184,18 @@ class NumberCode:
         return self.locate(values)[0]
 
     def locate(
-        self, values: Float64[np.ndarray, " rows"]
+        self, values: Float64[np.ndarray, " rows"], binned: bool = True
     ) -> tuple[Int[np.ndarray, " rows"], Float64[np.ndarray, " rows"] | None]:
-        """State of each cell as `state_of` says, and its normal score; None if all values are atoms."""
+        """State of each cell as `state_of` says, and its normal score; None if all values are atoms.
+
+        If it does not matter in which bin a value lies (not `binned`), it counts as in the first one.
+        """
         z = self.rank(values) if self.has_value else None
         if not self.states:
             return np.full(len(values), -1), z
         atoms = self._atoms
         state = np.full(len(values), len(atoms) if self.has_value else -1)
-        if self.bins and z is not None:
+        if binned and self.bins and z is not None:
             state += self.bin_of(z)
         if len(atoms):
             position = np.minimum(np.searchsorted(atoms, values), len(atoms) - 1)

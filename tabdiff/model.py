@@ -110,13 +110,15 @@ class Model:
         """
         rule = self.rule(fdr=fdr, contamination=contamination, alerts_per_day=alerts_per_day, rows_per_day=rows_per_day)
         conformed = self.schema.conform(frame)
-        encoded = self.codec.encode(conformed)
-        score, p_value, contributions = self._judge(encoded)
-        flagged = rule.flag(score, p_value, np.asarray(self.calibration.normal))
+        # The network's view of all rows costs a quarter of the encoding; most models look at it for flagged rows only.
+        whole = "learned" in self.calibration.views
+        score, p_value, contributions = self._judge(self.codec.encode(conformed, model_view=whole))
+        flagged = rule.flag(score, p_value, self.calibration.ascending)
         rows = np.flatnonzero(flagged)
         expected = self._nothing
         if len(rows):
-            expected = expected_values(self.runtime, self.codec, encoded, rows, contributions)
+            encoded = self.codec.encode(conformed[rows])
+            expected = expected_values(self.runtime, self.codec, encoded, np.arange(len(rows)), contributions[rows])
         return Scores(self.codec.columns, score, p_value, flagged, contributions, expected, self.runtime.provider)
 
     @cached_property

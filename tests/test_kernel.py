@@ -36,10 +36,10 @@ def plain_view(rows: torch.Tensor, level: float) -> KernelView:
 def test_few_neighbours_reconstruct_as_all_rows_do():
     rows, x = correlated(400), correlated(50, seed=1)
     view = plain_view(rows, 0.08)
-    squared, _ = view(x, view.nearest(x))
+    _, squared = view(x, view.nearest(x))
     everything = kernel_mean_by_loops(x.double().numpy(), rows.double().numpy(), 0.08)
     expected = ((x.double().numpy() - everything) ** 2).sum(1)
-    np.testing.assert_allclose(squared.sum(-1)[:, 0], expected, rtol=0.02, atol=2e-5)
+    np.testing.assert_allclose(squared[:, 0, 0], expected, rtol=0.02, atol=2e-5)
 
 
 def test_nearest_rows_are_those_of_scikit_learn_in_the_metric():
@@ -54,7 +54,9 @@ def test_nearest_rows_are_those_of_scikit_learn_in_the_metric():
     np.testing.assert_allclose(ours, theirs, rtol=0.05)
 
 
-@pytest.mark.parametrize(("columns", "count"), [(4096, 16), (272, 16), (272, 3), (257, 16), (40, 16), (16, 16), (3, 2)])
+@pytest.mark.parametrize(
+    ("columns", "count"), [(4096, 16), (1024, 12), (272, 16), (272, 3), (257, 16), (40, 16), (16, 16), (3, 2)]
+)
 def test_the_highest_of_many_are_those_of_sorting_them_all(columns: int, count: int):
     values = torch.randn(33, columns if columns <= 256 else -(-columns // 16) * 16, generator=seeded())
     values[0, :20] = 3.0  # several that are equally high, some of them in one group
@@ -63,7 +65,7 @@ def test_the_highest_of_many_are_those_of_sorting_them_all(columns: int, count: 
     assert all(len(set(places)) == count for places in highest(values, count).tolist())
 
 
-@pytest.mark.parametrize("stored", [100, 256, 257, 300, 1000])
+@pytest.mark.parametrize("stored", [100, 203, 256, 257, 300, 1000])
 def test_rows_that_fill_up_a_group_are_never_found(stored: int):
     rows = correlated(stored)
     view = fit_kernel_view(rows, (0.3,), seeded())
@@ -79,6 +81,38 @@ def test_rows_far_outside_have_the_neighbours_that_double_precision_finds():
     exact = view.rows.double()
     inside = torch.clamp(x.double() @ view.transform.double(), exact.amin(0), exact.amax(0))
     squared = (inside[:, None] - exact).square().sum(-1) + view.penalty
+    assert torch.equal(view.nearest(x).sort().values, squared.topk(NEIGHBOURS, largest=False).indices.sort().values)
+
+
+@pytest.mark.parametrize("out", [0.0, 30.0, 1e5])
+def test_weights_of_neighbours_are_those_of_double_precision_however_far_out(out: float):
+    rows = correlated(2000)
+    view = fit_kernel_view(rows, (0.2, 0.5), seeded())
+    x = rows[:50] + (0.3 + out) * torch.randn(50, 3, generator=seeded(5))
+    found = view.find(x)
+    place = x.double() @ view.transform.double()
+    squared = (place[:, None] - view.rows[found.nearest].double()).square().sum(-1) + view.penalty[found.nearest]
+    # In tables of weights, one column for each stored row.
+    empty = torch.zeros(50, 2, 2000)
+    expected = empty.scatter(2, found.nearest[:, None].expand(-1, 2, -1), local_weights(squared, view.levels))
+    weights = local_weights(found.squared, view.levels, found.kept)
+    ours = empty.scatter(2, found.proposed[:, None].expand(-1, 2, -1), weights)
+    np.testing.assert_allclose(ours, expected, atol=2e-3 if out > 1000 else 1e-4)
+    residual = expected.double() @ view.rows.double() - place[:, None]
+    shares, total = view.errors(found.residual(weights))
+    np.testing.assert_allclose(total[..., 0], residual.square().sum(-1), rtol=1e-3, atol=1e-6)
+    assert (shares.sum(-1) > 0.999 * total[..., 0]).all()  # what is negative by rounding counts as nothing
+
+
+def test_rows_are_looked_up_only_along_what_they_differ_in():
+    """States of a category add up to 1 in every stored row, so no row is nearer than another along their sum."""
+    state = torch.nn.functional.one_hot(torch.arange(600) % 4).float()
+    rows = torch.cat([correlated(600), state], dim=1)
+    view = fit_kernel_view(rows, (0.3,), seeded())
+    assert len(view.lookup) == 3 + 3 + 1
+    x = torch.cat([correlated(40, seed=2), torch.zeros(40, 4)], dim=1)  # a category never seen
+    inside = torch.clamp(x.double() @ view.transform.double(), view.rows.amin(0), view.rows.amax(0))
+    squared = (inside[:, None] - view.rows.double()).square().sum(-1) + view.penalty
     assert torch.equal(view.nearest(x).sort().values, squared.topk(NEIGHBOURS, largest=False).indices.sort().values)
 
 
@@ -133,11 +167,12 @@ def test_errors_of_slots_add_up_and_are_never_negative():
     rows, x = correlated(200), 3 * correlated(40, seed=1)
     view = fit_kernel_view(rows, (0.2, 0.5), seeded())
     nearest = view.nearest(x)
-    squared, _ = view(x, nearest)
-    assert (squared >= 0).all()
+    shares, total = view(x, nearest)
+    assert (shares >= 0).all()
     difference = (x @ view.transform)[:, None] - view.rows[nearest]
     weights = local_weights(difference.square().sum(-1) + view.penalty[nearest], view.levels)
-    np.testing.assert_allclose(squared.sum(-1), (weights @ difference).square().sum(-1), rtol=1e-4)
+    np.testing.assert_allclose(total[..., 0], (weights @ difference).square().sum(-1), rtol=1e-4)
+    assert (shares.sum(-1) > 0.999 * total[..., 0]).all()
 
 
 def random_mixture(components: int, width: int) -> MixtureView:

@@ -7,6 +7,8 @@ it is the truth that learned denoisers and samplers are held against.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 from tabdiff.nn.process import MixedProcess
 
 NEIGHBOURS = 12  # stored rows that reconstruct a row; more reconstruct hardly better and cost more
-_GROUP = 16  # stored rows whose closest one is found before any are sorted
+_SORTED = 256  # stored rows that are sorted at once; of more, the closest of each group is found first
 _SPARE = 2  # stored rows that are looked at beyond the nearest
+_SAME = 1e-3  # a range of the stored rows, in noise levels, below which they count as the same
 _PENALTY = 0.02  # largest penalty, in squared distances to the nearest rows
 _MISMATCH = 1e-6  # probability that a shown category is not the row's own; keeps a row that matches nowhere defined
 
@@ -65,6 +68,7 @@ class KernelView(nn.Module):
     low: Tensor
     high: Tensor
     slots: Tensor
+    measured: Tensor
     one: Tensor
 
     def __init__(
@@ -81,101 +85,159 @@ class KernelView(nn.Module):
         stored = {"rows": rows, "transform": transform, "inverse": inverse, "levels": levels, "penalty": penalty}
         for name, value in stored.items():
             self.register_buffer(name, value)
-        pad = nn.functional.pad
         centred = rows - rows.mean(0)
+        ranges = centred.amax(0) - centred.amin(0)
+        # Along a combination of slots that is the same in all rows, as the sum of a category's states, no row is nearer:
+        # such coordinates come last, behind that of the penalty, and are not looked up.
+        differs = ranges > _SAME * levels.min()
+        order, looked_up = torch.argsort(~differs, stable=True), int(differs.sum())
+
+        def with_penalty(values: Tensor, dim: int, penalty: Tensor | None = None) -> Tensor:
+            """Coordinates of the metric in the order of this view."""
+            parts = values.index_select(dim, order).tensor_split([looked_up], dim=dim)
+            between = torch.zeros_like(values.narrow(dim, 0, 1)) if penalty is None else penalty
+            return torch.cat([parts[0], between, parts[1]], dim=dim)
+
         derived = {
-            "centre": pad(rows.mean(0), (0, 1)).double(),
-            "exact": pad(transform, (0, 1)).double(),
-            "stored": torch.cat([centred, penalty.sqrt()[:, None]], dim=1),
-            "lookup": _lookup(centred, 0.5 * (centred.square().sum(-1) + penalty)),
-            "low": pad(centred.amin(0), (0, 1)).double(),
-            "high": pad(centred.amax(0), (0, 1)).double(),
-            "one": pad(torch.zeros(rows.shape[1]), (0, 1), value=1.0),
+            "centre": with_penalty(-rows.mean(0), 0).double(),
+            "exact": with_penalty(transform, 1).double(),
+            "stored": with_penalty(centred, 1, penalty.sqrt()[:, None]),
+            "lookup": _lookup(centred[:, differs], 0.5 * (centred.square().sum(-1) + penalty)),
+            "low": with_penalty(centred.amin(0), 0).double(),
+            "high": with_penalty(centred.amax(0), 0).double(),
+            "one": nn.functional.pad(torch.zeros(looked_up), (0, 1), value=1.0),
             # |r T|^2 = sum over slots of r (T T' r): what each slot adds. The penalty is no residual.
-            "slots": pad(torch.cat([inverse, transform.T], dim=1), (0, 0, 0, 1)),
+            "slots": with_penalty(torch.cat([inverse, transform.T], dim=1), 0),
+            "measured": with_penalty(torch.ones(rows.shape[1], 1), 0),
         }
         for name, value in derived.items():
             self.register_buffer(name, value.contiguous(), persistent=False)
 
     def nearest(self, x: Float[Tensor, "b r"], left_out: Tensor | None = None) -> Int[Tensor, "b n"]:
-        """The stored rows nearest to each x, in any order. `left_out` (B,) is the stored row to ignore, -1 for none.
+        """The stored rows nearest to each x, in any order. `left_out` (B,) is the stored row to ignore, -1 for none."""
+        return self.find(x, left_out).nearest
+
+    def find(self, x: Float[Tensor, "b r"], left_out: Tensor | None = None) -> Found:
+        """The stored rows nearest to each x, and what the view needs to reconstruct x from them.
 
         A row far outside looks from where the range of the stored rows is nearest to it: in single precision its own
         distances would be rounded to the same number. Single precision only proposes, a few more than asked for, and double
         precision decides: or two engines that round differently would compare a row with different neighbours.
         """
-        inside = torch.clamp(self._place(x), self.low, self.high).float()
-        closeness = (inside + self.one) @ self.lookup
+        place = self._place(x)
+        edge = torch.clamp(place, self.low, self.high)
+        inside, outside = edge.float(), (edge - place).float()
+        closeness = (inside[:, : len(self.one)] + self.one) @ self.lookup
         if left_out is not None:
             own = torch.arange(closeness.shape[1], device=x.device) == left_out[:, None]
             closeness = closeness.masked_fill(own, -torch.inf)
         proposed = highest(closeness, min(self.count + _SPARE, max(1, len(self.rows) - 1)))
-        # Proposals first, rows second: what is subtracted from is then one piece of memory for each proposal.
+        # Proposals first, rows second: what is subtracted is then one piece of memory for each proposal.
         difference = nn.functional.embedding(proposed.T, self.stored) - inside
         squared = (difference * difference).double().sum(-1).T
-        return proposed.gather(1, squared.topk(self.count, largest=False, sorted=False).indices)
+        closest = squared.topk(self.count, largest=False, sorted=False)
+        kept = squared <= closest.values.amax(-1, keepdim=True)
+        # |d + o|^2 = |d|^2 + 2 d.o + |o|^2: how far from x itself, but for the last term, which is that of all of them.
+        squared = squared + (difference * (2 * outside)).double().sum(-1).T
+        return Found(proposed.gather(1, closest.indices), proposed, kept, squared, difference, outside)
+
+    def errors(self, residual: Float[Tensor, "b k r1"]) -> tuple[Float[Tensor, "b k r"], Float[Tensor, "b k 1"]]:
+        """Square of residuals, and in which shares the slots of the view make it up; shares need not add up to 1."""
+        left, right = (residual @ self.slots).chunk(2, dim=-1)
+        return (left * right).clamp_min(0), (residual * residual) @ self.measured
 
     def forward(
         self, x: Float[Tensor, "b r"], nearest: Int[Tensor, "b n"]
-    ) -> tuple[Float[Tensor, "b k r"], Float[Tensor, "b n"]]:
-        """Squared residual of one noiseless step at each level, shared out over the slots of the view, and squared distances.
+    ) -> tuple[Float[Tensor, "b k r"], Float[Tensor, "b k 1"]]:
+        """`errors` of one noiseless step at each level, from given stored rows.
 
         Distances are taken from differences, not from products, and added up in double precision: for a row far outside they
         are large, and their differences decide on the weights.
         """
-        difference = self._place(x).float()[:, None] - nn.functional.embedding(nearest, self.stored)
-        squared = (difference * difference).double().sum(-1)
-        residual = local_weights(squared, self.levels) @ difference
-        left, right = (residual @ self.slots).chunk(2, dim=-1)
-        parts = (left * right).clamp_min(0)
-        total = (residual * residual)[..., :-1].sum(-1, keepdim=True)
-        return parts * (total / parts.sum(-1, keepdim=True).clamp_min(1e-30)), squared
+        difference = nn.functional.embedding(nearest.T, self.stored) - self._place(x).float()
+        squared = (difference * difference).double().sum(-1).T
+        return self.errors(local_weights(squared, self.levels) @ difference.transpose(0, 1))
 
     def _place(self, x: Float[Tensor, "b r"]) -> Float[Tensor, "b r1"]:
         """x in the metric, as far from the middle of the stored rows, in double precision; 0 where those have their penalty."""
-        return x.double() @ self.exact - self.centre
+        return torch.addmm(self.centre, x.double(), self.exact)
+
+
+class Found(NamedTuple):
+    """Stored rows near to rows x, as `KernelView.find` gives them.
+
+    Attributes:
+        nearest: (B, N) places of the nearest.
+        proposed: (B, P) places of those and a few others, which were looked at.
+        kept: (B, P) which of them are the nearest.
+        squared: (B, P) squared distances of x, up to a constant for each x.
+        difference: (P, B, r + 1) what is to be added to where x looks from.
+        outside: (B, r + 1) how far that is from x.
+    """
+
+    nearest: Int[Tensor, "b n"]
+    proposed: Int[Tensor, "b p"]
+    kept: Bool[Tensor, "b p"]
+    squared: Float[Tensor, "b p"]
+    difference: Float[Tensor, "p b r1"]
+    outside: Float[Tensor, "b r1"]
+
+    def residual(self, weights: Float[Tensor, "b k p"]) -> Float[Tensor, "b k r1"]:
+        """From x to its reconstructions."""
+        return weights @ self.difference.transpose(0, 1) + self.outside[:, None]
 
 
 def _lookup(rows: Float[Tensor, "m r"], offset: Float[Tensor, " m"]) -> Float[Tensor, "r1 columns"]:
     """What (x, 1) is multiplied by for x.r - offset of each row r; filled up to whole groups with rows that are near to nothing."""
     table = torch.cat([rows.T, -offset[None]])
-    missing = -len(rows) % _GROUP if len(rows) > _GROUP**2 else 0
+    missing = -len(rows) % _group(len(rows)) if len(rows) > _SORTED else 0
     filling = table.new_zeros(len(table), missing)
     filling[-1] = -torch.finfo(table.dtype).max
     return torch.cat([table, filling], dim=1).contiguous()
 
 
+def _group(columns: int) -> int:
+    """Values of which only the largest is looked at before any are sorted: about the square root of their number."""
+    return 1 << (columns.bit_length() - 1) // 2
+
+
 def highest(values: Float[Tensor, "b m"], count: int) -> Int[Tensor, "b n"]:
-    """Places of the `count` largest values of each row, in any order; M is a multiple of the group, or small.
+    """Places of the `count` largest values of each row, in any order; M is a multiple of its group, or at most 256.
 
     The `count` groups with the largest maxima hold them all, so only those are sorted: a maximum is taken at the speed of memory, a
     heap of thousands is not.
     """
-    groups = values.shape[1] // _GROUP
-    if groups <= max(count, _GROUP):
+    size = _group(values.shape[1])
+    groups = values.shape[1] // size
+    if values.shape[1] <= _SORTED or groups <= count:
         return values.topk(count, dim=-1, sorted=False).indices
-    top, best = values.reshape(-1, groups, _GROUP).amax(-1).topk(count, dim=-1, sorted=False)
+    top, best = values.reshape(-1, groups, size).amax(-1).topk(count, dim=-1, sorted=False)
     first = torch.arange(values.shape[0], device=values.device)[:, None] * groups
-    inside = nn.functional.embedding(best + first, values.reshape(-1, _GROUP))  # (B, count, group)
-    # The maxima come first: nearly all of them are among the highest, and a heap that begins with those hardly changes.
-    own = inside.argmax(-1)
-    rest = inside.masked_fill(torch.arange(_GROUP, device=values.device) == own[..., None], -torch.inf)
-    place = torch.cat([top, rest.flatten(1)], dim=1).topk(count, dim=-1, sorted=False).indices
-    other = (place - count).clamp_min(0)
-    maximum = (best * _GROUP + own).gather(1, place.clamp_max(count - 1))
-    found: Tensor = torch.where(place < count, maximum, best.gather(1, other // _GROUP) * _GROUP + other % _GROUP)
-    return found
+    inside = nn.functional.embedding(best + first, values.reshape(-1, size)).flatten(1)  # (B, count * size)
+    # Few others are as high as the lowest of these maxima. Where all that is lower is alike, a heap takes in hardly more than those.
+    least = top.amin(-1, keepdim=True)
+    place = torch.maximum(inside, least - (1e-6 * least.abs() + 1e-30)).topk(count, dim=-1, sorted=False).indices
+    start = (best - torch.arange(count, device=values.device)) * size
+    return start.gather(1, torch.div(place, size, rounding_mode="trunc")) + place
 
 
-def local_weights(squared: Float[Tensor, "b n"], levels: Float[Tensor, " k"]) -> Float[Tensor, "b k n"]:
+def local_weights(
+    squared: Float[Tensor, "b n"], levels: Float[Tensor, " k"], kept: Bool[Tensor, "b n"] | None = None
+) -> Float[Tensor, "b k n"]:
     """Weights of the N nearest rows: exp(-d^2 / 2 sigma^2), lowered so that the farthest of them weighs nothing.
 
-    The reconstruction is then continuous: a row that rounding lets in or keeps out at the edge makes no difference.
+    The reconstruction is then continuous: a row that rounding lets in or keeps out at the edge makes no difference. Rows
+    that are not `kept` are none of the nearest.
     """
-    near, far = squared.amin(-1, keepdim=True), squared.amax(-1, keepdim=True)
+    far = squared
+    if kept is not None:
+        squared, far = squared.masked_fill(~kept, torch.inf), squared.masked_fill(~kept, -torch.inf)
+    near, far = squared.amin(-1, keepdim=True), far.amax(-1, keepdim=True)
     rate = -0.5 / levels.square()[:, None]
     beyond, span = (squared - near).float(), (far - near).float()
     weight = torch.exp(beyond[:, None] * rate) - torch.exp(span[:, None] * rate)
+    if kept is not None:
+        weight = weight.clamp_min(0)
     weight = weight + 1e-12  # all equally far: all weigh the same
     return weight / weight.sum(-1, keepdim=True)
 

@@ -93,16 +93,8 @@ class Score(nn.Module):
     ) -> Float[Tensor, "b t v c"]:
         """Errors of every view. `left_out` (B,) names stored rows to ignore, for calibration on the stored rows."""
         layout = self.denoiser.process.layout
-        views = []
         raw = x[..., layout.view("raw")].flatten(1)
-        nearest: Any = self.kernels["raw"].nearest(raw, left_out) if len(self.kernels) else None  # type: ignore[operator]
-        for name, kernel in self.kernels.items():
-            squared, distance = kernel(x[..., layout.view(name)].flatten(1), nearest)
-            views.append(_merge(squared, self.view_columns))
-            if name == "raw":
-                weight = local_weights(distance, self.usual_level[None])[:, 0]
-                usual = (weight * nn.functional.embedding(nearest, self.usual_log[:, None]).flatten(1)).sum(-1)
-                views.append(views[-1] * torch.exp(-_NEIGHBOUR_SHARE * usual)[:, None])
+        views = self._compared(x, raw, left_out) if len(self.kernels) else []
         if self.mixture is not None:
             views += (self.mixture(raw) @ self.view_columns).unbind(1)  # a view for each of its two levels
         if self.subsets is not None:
@@ -111,8 +103,24 @@ class Score(nn.Module):
         errors += [view(x[..., layout.view("raw")]) @ self.view_columns for view in self.windows.values()]
         if len(self.times):
             errors.append(self.learned_errors(x, present))
-        absent = (~present).to(x.dtype) @ self.units_to_columns * self.surprise
-        return torch.stack(errors, dim=2) + absent[:, :, None, :]
+        # The same for every view, and as one product already in the shape of the errors.
+        absent = (~present).to(x.dtype) @ (self.units_to_columns * self.surprise).repeat(1, len(errors))
+        return torch.stack(errors, dim=2) + absent.view(*absent.shape[:2], len(errors), self.units_to_columns.shape[1])
+
+    def _compared(self, x: Tensor, raw: Float[Tensor, "b r"], left_out: Tensor | None) -> list[Float[Tensor, "b c"]]:
+        """Errors of the kernel views, and of the raw one against what the neighbours show."""
+        kernels: Any = self.kernels
+        found = kernels["raw"].find(raw, left_out)
+        levels = torch.cat([kernels["raw"].levels, self.usual_level[None]])
+        weights = local_weights(found.squared, levels, found.kept)
+        errors = {"raw": kernels["raw"].errors(found.residual(weights[:, :-1]))}
+        for name in list(kernels)[1:]:
+            errors[name] = kernels[name](x[..., self.denoiser.process.layout.view(name)].flatten(1), found.nearest)
+        shares, totals = (torch.stack(parts, dim=1) for parts in zip(*errors.values(), strict=True))
+        first, *others = _mean_level(shares, totals, self.view_columns).unbind(1)
+        usual = nn.functional.embedding(found.proposed, self.usual_log[:, None]).flatten(1)
+        excuse = torch.exp(-_NEIGHBOUR_SHARE * (weights[:, -1] * usual).sum(-1, keepdim=True))
+        return [first, first * excuse, *others]
 
     def learned_errors(self, x: Float[Tensor, "b t w"], present: Bool[Tensor, "b t u"]) -> Float[Tensor, "b t c"]:
         """Deviance of one learned denoise per probe; all probes in one batch."""
@@ -145,12 +153,19 @@ class Score(nn.Module):
 
 def _merge(errors: Float[Tensor, "*b k r"], columns: Float[Tensor, "r c"]) -> Float[Tensor, "*b c"]:
     """One error per column from K noise levels: the geometric mean of the totals, shared out as the levels do on average."""
-    total = errors.sum(-1)
-    # The mean over the levels and the sum over the slots of a column in one product.
-    levels = errors.shape[-2]
-    share = (errors / total.clamp_min(1e-30)[..., None]).flatten(-2) @ (columns.repeat(levels, 1) / levels)
+    return _mean_level(errors, errors.sum(-1, keepdim=True), columns)
+
+
+def _mean_level(
+    shares: Float[Tensor, "*b k r"], totals: Float[Tensor, "*b k 1"], columns: Float[Tensor, "r c"]
+) -> Float[Tensor, "*b c"]:
+    """`_merge` of errors that are known by their totals and by what they are in proportion to."""
+    parts = shares @ columns
+    parts = parts / parts.sum(-1, keepdim=True).clamp_min(1e-30)
+    levels, width = parts.shape[-2:]
+    mean = torch.eye(width, device=columns.device).repeat(levels, 1) / levels
     # The floor only keeps exact copies of training rows finite.
-    return share * torch.log(total + 1e-9).mean(-1).exp()[..., None]
+    return parts.flatten(-2) @ mean * torch.log(totals.flatten(-2) + 1e-9).mean(-1, keepdim=True).exp()
 
 
 class Step(nn.Module):

@@ -92,7 +92,7 @@ def _add_model_routes(app: FastAPI, model: Model, worker: Worker, options: Serve
         rule = model.rule(fdr=fdr, contamination=contamination)
         frame = await _rows(request, options)
         scores = await worker.score(frame)
-        flagged = rule.flag(scores.score, scores.p_value, np.asarray(model.calibration.normal))
+        flagged = rule.flag(scores.score, scores.p_value, model.calibration.ascending)
         table = scores.to_frame()
         rows = np.flatnonzero(flagged)
         if explain and len(rows):
