@@ -307,8 +307,7 @@ class Codec:
         scores: dict[str, Any],
     ) -> None:
         width = len(self.layout.view_columns)
-        # Written column by column into a narrow array, and from there to the wide rows at once.
-        views = np.zeros((len(x), len(VIEWS), width), dtype=np.float32)
+        views = np.zeros((len(x), len(VIEWS), width), dtype=np.float32)  # narrow: written to the wide rows at once
         offset = 0
         for name, code in self.codes.items():
             if isinstance(code, CategoryCode):
@@ -320,8 +319,7 @@ class Codec:
                 if code.has_missing:
                     views[:, :, offset + 1] = np.isnan(values[name])[:, None]
             offset += code.view_width
-        start = self.layout.view(VIEWS[0]).start
-        x[:, start : start + len(VIEWS) * width] = views.reshape(len(x), -1)
+        x[:, self.layout.view(VIEWS[0]).start :][:, : len(VIEWS) * width] = views.reshape(len(x), -1)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads."""
