@@ -49,8 +49,8 @@ def verdict_form(numbers: Sequence[int], key: str, *, leave: bool = False) -> No
     st.text_area("Note", key=f"{key}-note", height=80, max_chars=4000, placeholder="Why? (optional)")
     with st.container(horizontal=True):
         for verdict, label, icon, effect in (
-            ("anomaly", "Confirm", ":material/warning:", "The next training leaves it out."),
-            ("normal", "False alarm", ":material/check:", "From the next run on what is like it scores lower."),
+            ("anomaly", "Confirm", ":material/warning:", "The next training leaves these rows out."),
+            ("normal", "False alarm", ":material/check:", "From the next run on rows and events like it score lower."),
             ("unsure", "Unsure", ":material/help:", "Changes nothing but the queue."),
         ):
             tone = "primary" if verdict == "anomaly" else "secondary"

@@ -145,15 +145,16 @@ def health(workspace: Workspace) -> list[dict[str, Any]]:
     for source, model in keys:
         known_stream = streams.get((source, model), {"rows": 0, "scored": None})
         run, watched = last.get(("score", f"{source}:{model}")), reports.get((source, model))
-        state, why = "fine", ""
+        states = [("fine", "")]
         if run is not None and run["status"] in ("failed", "crashed"):
-            state, why = "failing", str(run["error"] or "")
-        elif left := _left_out(run):
-            state, why = "not all scored", left
-        elif known_stream["scored"] is None:
-            state, why = "never scored", "no rows were scored yet"
-        elif watched is not None and watched["verdict"] in _VERDICTS:
-            state, why = _VERDICTS[watched["verdict"]], "; ".join(watched["detail"].get("findings", []))
+            states.append(("failing", str(run["error"] or "")))
+        if left := _left_out(run):
+            states.append(("not all scored", left))
+        if known_stream["scored"] is None:
+            states.append(("never scored", "no rows were scored yet"))
+        if watched is not None and watched["verdict"] in _VERDICTS:
+            states.append((_VERDICTS[watched["verdict"]], "; ".join(watched["detail"].get("findings", []))))
+        state, why = min(states, key=lambda each: list(STATES).index(each[0]))
         line = {"source": source, "model": model, "state": state, "why": why, "rows": known_stream["rows"]}
         found.append(line | {"scored": known_stream["scored"], "watched": watched["created"] if watched else None})
     return sorted(found, key=lambda line: (list(STATES).index(line["state"]), line["source"], line["model"]))

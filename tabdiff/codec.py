@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float32, Float64, Int
+from jaxtyping import Bool, Float, Float32, Float64, Int
 
 from tabdiff.codes import OTHER, VIEWS, CategoryCode, NumberCode, code_from_json, code_to_json
 from tabdiff.config import DataConfig
@@ -64,11 +64,8 @@ class Codec:
         projected: dict[str, NumberCode] | None = None,
         echoes: tuple[Echo, ...] = (),
     ) -> None:
-        self.schema = schema
-        self.codes = codes
-        self.projection = projection
-        self.projected = projected or {}
-        self.echoes = echoes
+        self.schema, self.codes, self.echoes = schema, codes, echoes
+        self.projection, self.projected = projection, projected or {}
         self.layout = self._build_layout()
 
     @property
@@ -215,11 +212,11 @@ class Codec:
         self._write_views(x, values, states, {} if self.projection is not None else scores)
         return Encoded(x, present)
 
-    def decode(self, x: Float32[np.ndarray, "rows slots"]) -> pl.DataFrame:
+    def decode(self, x: Float[np.ndarray, "rows slots"]) -> pl.DataFrame:
         """Decode the model view of N rows to the user's columns and dtypes; see `decode_canonical`."""
         return self.schema.restore(self.decode_canonical(x))
 
-    def decode_canonical(self, x: Float32[np.ndarray, "rows slots"]) -> pl.DataFrame:
+    def decode_canonical(self, x: Float[np.ndarray, "rows slots"]) -> pl.DataFrame:
         """Decode the model view of N rows to the dtypes that `Schema.conform` gives.
 
         A block is read at its largest entry; an all-zero block (masked) decodes to null. Integers return to the integer
@@ -242,14 +239,17 @@ class Codec:
         x: Float32[np.ndarray, "rows slots"],
         uniform: Float32[np.ndarray, "rows units"],
         given: Bool[np.ndarray, "rows units"],
-    ) -> Float32[np.ndarray, "rows slots"]:
+    ) -> Float[np.ndarray, "rows slots"]:
         """Give every binned number of N drawn rows its place inside the bin that it was drawn in; some repeat another number of their row.
 
         Args:
             x: model view of the rows; a number whose bin is not one of its own keeps its slot, and so do given ones.
             uniform: U(0, 1).
         """
-        x, codes = x.copy(), list(self._modelled_codes().values())
+        x = x.astype(
+            np.float64 if self.echoes else x.dtype
+        )  # single precision has too few digits for numbers that are equal
+        codes = list(self._modelled_codes().values())
         cells, chance = {}, {}
         for index in self.layout.detail_units:
             unit, block = self.layout.units[index], self.layout.units[index - 1]
@@ -266,7 +266,7 @@ class Codec:
             x[:, self.layout.units[index].start] = own.z
         return x
 
-    def _decode_column(self, x: Float32[np.ndarray, "rows slots"], index: int, code: NumberCode | CategoryCode) -> Any:
+    def _decode_column(self, x: Float[np.ndarray, "rows slots"], index: int, code: NumberCode | CategoryCode) -> Any:
         units = [self.layout.units[number] for number in self.layout.units_of(index)]
         block = x[:, units[0].slots] if units[0].kind == "category" else None
         if block is not None and isinstance(code, NumberCode) and code.bins:

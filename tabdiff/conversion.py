@@ -166,7 +166,7 @@ def read_ticks(text: pl.Series, column: Column) -> pl.Series | None:
     found = text.str.extract_groups(r"^(?:(-?\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)$").struct.unnest()
     days, hours, minutes, seconds = (part.cast(pl.Float64) for part in found)
     ticks = ((((days.fill_null(0) * 24 + hours) * 60 + minutes) * 60 + seconds) * 1e6).round()
-    return ticks.cast(pl.Int64).alias(text.name)
+    return ticks.cast(pl.Int64, strict=False).alias(text.name)
 
 
 def _categories(series: pl.Series, column: Column) -> tuple[pl.Series, pl.Series]:

@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import polars as pl
 from jaxtyping import Bool, Float32, Float64, Int
 
 from tabdiff.codes import NumberCode
@@ -79,17 +80,17 @@ def find_echoes(values: Mapping[str, Float64[np.ndarray, " n"]], codes: Mapping[
         values: training values of each column of `codes`.
         codes: of numbers that are binned.
     """
-    part = {name: values[name][:_ROWS] for name in codes}
+    rows = np.random.default_rng(0).permutation(len(next(iter(values.values()), ())))[:_ROWS]  # tables may be sorted
+    part = {name: values[name][rows] for name in codes}
     bins = {name: _bins_of(code, part[name]) for name, code in codes.items()}
+    part = {name: np.where(bins[name] >= 0, each, np.nan) for name, each in part.items()}
     found = []
     for first, second in combinations(codes, 2):
-        equal = (part[first] == part[second]) & (bins[first] >= 0) & (bins[second] >= 0)
-        count = int(equal.sum())
-        if count < max(LEAST_ROWS, LEAST_SHARE * len(equal)):
+        count = np.count_nonzero(part[first] == part[second])  # NaN equals nothing
+        if count < max(LEAST_ROWS, LEAST_SHARE * len(rows)):
             continue
-        # What chance makes of two columns of few values is no echo: the rows of another row's value would be equal as often.
-        others = np.roll(part[first], 1)
-        if count > 3 * int(((others == part[second]) & (bins[second] >= 0)).sum()):
+        # What chance makes of two columns of few values is no echo: another row's value would be equal as often.
+        if count > 3 * np.count_nonzero(np.roll(part[first], 1) == part[second]):
             found.append((count, first, second))
     echoes: list[Echo] = []
     roots = {name: name for name in codes}
@@ -99,12 +100,12 @@ def find_echoes(values: Mapping[str, Float64[np.ndarray, " n"]], codes: Mapping[
             continue
         roots[_root(roots, column)] = _root(roots, source)
         code = codes[column]
-        rows = np.flatnonzero((bins[column] >= 0) & (bins[source] >= 0))
-        own, other = code.bin_ends[:, bins[column][rows]], codes[source].bin_ends[:, bins[source][rows]]
-        equal = part[column][rows] == part[source][rows]
+        both = np.flatnonzero((bins[column] >= 0) & (bins[source] >= 0))
+        own, other = code.bin_ends[:, bins[column][both]], codes[source].bin_ends[:, bins[source][both]]
+        equal = part[column][both] == part[source][both]
         overlap = (own[0] <= other[1]) & (other[0] <= own[1])
-        inside = (own[0] <= part[source][rows]) & (part[source][rows] <= own[1])
-        shares = [_shares(equal, among, bins[column][rows], len(code.bins)) for among in (overlap, inside)]
+        inside = (own[0] <= part[source][both]) & (part[source][both] <= own[1])
+        shares = [_shares(equal, among, bins[column][both], len(code.bins)) for among in (overlap, inside)]
         echoes.append(Echo(column, source, *shares))
     return tuple(echoes)
 
@@ -133,6 +134,22 @@ def repeat(
             source.settled[free] = True
 
 
+def exactly(echoes: Sequence[Echo], drawn: pl.DataFrame, shown: pl.DataFrame, given: Sequence[str]) -> pl.DataFrame:
+    """Rows in which what repeats a given number repeats it to the last digit, which the encoded row has not got.
+
+    Args:
+        drawn: N rows as they were decoded.
+        shown: the same with the given values themselves.
+        given: columns that were.
+    """
+    for echo in echoes:
+        for own, other in ((echo.column, echo.source), (echo.source, echo.column)):
+            if other in given and own not in given and drawn[own].dtype == shown[other].dtype:
+                same = (drawn[own] == drawn[other]).fill_null(False)
+                shown = shown.with_columns(shown[other].zip_with(same, shown[own]).alias(own))
+    return shown
+
+
 def _cases(column: Cells, source: Cells) -> Iterator[tuple[Int[np.ndarray, " m"], bool]]:
     """Rows in which both may still move and their bins overlap, and rows in which one value is settled and lies in the other's bin."""
     both = np.flatnonzero((column.bins >= 0) & (source.bins >= 0) & ~(column.settled & source.settled))
@@ -153,7 +170,10 @@ def _meet(source: Cells, column: Cells, rows: Int[np.ndarray, " m"]) -> None:
     )
     start, end, low, high = z.reshape(4, -1)
     place = (source.z[rows] - start) / np.maximum(end - start, 1e-12)
-    source.z[rows] = low + np.clip(place, 0.0, 1.0) * (high - low)
+    moved = low + np.clip(place, 0.0, 1.0) * (high - low)
+    source.z[rows] = np.clip(
+        moved, *np.array(source.code.bins)[source.bins[rows]].T
+    )  # a bin's ends are told with some slack
 
 
 def _bins_of(code: NumberCode, values: Float64[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

@@ -22,7 +22,7 @@ from tabdiff.windows import Span, cut
 _LARGEST = 1.25  # times what was judged
 _ABNORMAL = 2.0  # times the error of normal time; windows below are neither judged nor looked at
 _LEAST = 0.5  # share of the error of a judged window, which is at least twice that of normal time, that is its own
-_MOST = 2048  # judged windows of an entity, newest first
+_MOST = 4096  # judged windows of an entity, about
 _FARTHEST = 20.0  # as in the scoring program
 _LOWEST = 0.1  # noise of the first level, as in the scoring program
 _TINY = 1e-12
@@ -73,10 +73,11 @@ class Excuses:
         alarms: Sequence[FalseAlarm],
     ) -> None:
         parts: list[Float32[np.ndarray, "_ t r"]] = []
-        for alarm in reversed(alarms):
+        for alarm in alarms:
             low, high = max(0, alarm.first - length + 1), min(alarm.last, len(alarm.x) - length)
-            parts.append(cut(alarm.x, np.arange(low, high + 1), length))
-        windows = np.concatenate(parts)[:_MOST]
+            stride = max(1, -(-(high - low + 1) * len(alarms) // _MOST))  # a window is much like that of the next place
+            parts.append(cut(alarm.x, np.arange(low, high + 1, stride), length))
+        windows = np.concatenate(parts)
         self.views = [_View(tensors, span, float(each), windows) for span, each in zip(spans, usual, strict=True)]
 
     def apply(

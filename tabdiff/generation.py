@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 
 from tabdiff.bundle import Bundle
 from tabdiff.codes import OTHER, CategoryCode
@@ -21,6 +21,7 @@ from tabdiff.columns import CANONICAL
 from tabdiff.conditions import canonical_series, condition_on_cells, overlaid
 from tabdiff.config import SampleConfig
 from tabdiff.constraints import Sum, Unique
+from tabdiff.echoes import exactly
 from tabdiff.errors import ConfigError, SynthesisError
 from tabdiff.originals import CopyTest, Originals
 from tabdiff.restrictions import Restriction, marginal
@@ -188,7 +189,7 @@ class Generator:
         found = None if copy_test is None else copy_test.accepted
         return frame, SampleReport(request.rows, drawn, repaired, {k: v for k, v in broken.items() if v}, found)
 
-    def encoded(self, condition: Condition, seed: int, strength: float = 1.0) -> Iterator[Float32[np.ndarray, "b w"]]:
+    def encoded(self, condition: Condition, seed: int, strength: float = 1.0) -> Iterator[Float[np.ndarray, "b w"]]:
         """Blocks of clean encoded rows, no value beyond what training showed."""
         layout, schedule = self.codec.layout, NoiseSchedule.of(self.bundle.model, self.bundle.tensors)
         blocks = draw(
@@ -233,7 +234,7 @@ class Generator:
         """The condition with states that may not be drawn ruled out."""
         return Condition(condition.x, condition.given, condition.allowed * self.allowed)
 
-    def decoded(self, x: Float32[np.ndarray, "b w"]) -> pl.DataFrame:
+    def decoded(self, x: Float[np.ndarray, "b w"]) -> pl.DataFrame:
         """Canonical frame of encoded rows; rare categories as missing if so asked."""
         frame = self.codec.decode_canonical(x)
         if self.config.rare != "null":
@@ -277,7 +278,7 @@ class Generator:
             seed = int(np.random.SeedSequence(seed, spawn_key=(2**20, attempt)).generate_state(1, np.uint64)[0] >> 1)
         condition, cells, open_cells = self._condition(request, asked, seed)
         canonical = pl.concat([self.decoded(x) for x in several(self.encoded(condition, seed, request.strength))])
-        canonical = overlaid(canonical, cells, open_cells)
+        canonical = exactly(self.codec.echoes, canonical, overlaid(canonical, cells, open_cells), cells.columns)
         mended = np.zeros(len(asked), bool)
         if request.rules or request.restrictions:
             canonical = self._canonical(self.schema.restore(canonical))  # as it will be read: rounded, on the grid

@@ -52,6 +52,25 @@ def test_only_what_repeats_beyond_chance_is_found(codec):
     assert [(echo.column, echo.source) for echo in codec.echoes] == [("paid", "bill")]
 
 
+@pytest.mark.parametrize("largest", [1e6, 1e8])
+def test_large_numbers_are_equal_to_the_last_digit(largest):
+    rng = np.random.default_rng(4)
+    bill = (largest * rng.random(ROWS)).round(2)
+    same = rng.random(ROWS) < 0.4
+    frame = pl.DataFrame({"bill": bill, "paid": np.where(same, bill, (largest * rng.random(ROWS)).round(2))})
+    schema = Schema.infer(frame)
+    codec = Codec.fit(schema.conform(frame), schema, DataConfig())
+    assert equal(redrawn(codec, frame)) == pytest.approx(0.4, abs=0.03)
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    frame = bills(30_000, seed=5)
+    frame = pl.concat([frame.filter(pl.col("bill") != pl.col("paid")), frame.filter(pl.col("bill") == pl.col("paid"))])
+    schema = Schema.infer(frame)
+    found = [Codec.fit(schema.conform(rows), schema, DataConfig()).echoes for rows in (frame, frame.reverse())]
+    assert [[(echo.column, echo.source) for echo in echoes] for echoes in found] == 2 * [[("paid", "bill")]]
+
+
 def test_drawn_rows_repeat_as_often_as_real_ones(codec):
     real = bills(ROWS, seed=2)
     drawn = redrawn(codec, real)

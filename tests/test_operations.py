@@ -248,6 +248,18 @@ def test_late_rows_are_known_by_keys_of_any_name_and_type(on_sqlite: Workspace, 
     assert score_new(on_sqlite, job())["rows"] == 0
 
 
+def test_late_rows_are_known_by_times(on_sqlite: Workspace, data: Path) -> None:
+    options = {"location": str(data), "new": "column", "column": "items", "late_within": 10.0, "keys": ("ordered",)}
+    on_sqlite.sources.add("orders", **options)
+    frame = orders(3, 0).with_columns(items=pl.Series([30, 31, 32]))
+    frame.write_parquet(data / "a.parquet")
+    assert score_new(on_sqlite, job())["rows"] == 3
+    late = frame.with_columns(pl.col("ordered") + pl.duration(seconds=1, microseconds=5), items=pl.lit(31, pl.Int64))
+    pl.concat([frame, late[:1]]).write_parquet(data / "b.parquet")
+    assert score_new(on_sqlite, job())["late_scored"] == 1
+    assert score_new(on_sqlite, job())["rows"] == 0
+
+
 def test_late_rows_of_a_table_are_scored_once(
     workspace: Workspace, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -560,7 +560,8 @@ def test_a_level_is_accepted_from_its_alert(
     fleet(FITTED + 140, 60).with_columns(
         pl.when(pl.col("machine") == "right").then(pl.col("level") + 8).otherwise("level").alias("level")
     ).write_parquet(data / "9.parquet")
-    assert score(scored)["alerts"] == 0
+    quiet = score(scored)
+    assert (quiet["alerts"], quiet["verdicts"]) == (0, {"false_alarms": 0})
     assert not scored.triage.get(alert["id"])["open"]
     # A training on rows of both levels makes a model of the new one.
     again = train(scored, TrainJob.of(source="fleet", model="fleet", fit=FIT, promote="never", compiled=False))
@@ -569,6 +570,9 @@ def test_a_level_is_accepted_from_its_alert(
     assert version.folder is not None
     known = pl.read_parquet(version.folder / FITTED_ROWS).filter(machine="right")
     assert known["level"].min() > 50 + 4  # type: ignore[operator]
+    # The alert counts as a false alarm, and yet a fall back to the old level is told.
+    fleet(FITTED + 200, 60).write_parquet(data / "99.parquet")
+    assert score(scored)["alerts"] == 1
     scored.models.roll_back("fleet")
     with pytest.raises(StoreError, match="no alert"):
         accept_level(scored, 999, "ann")

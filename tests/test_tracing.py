@@ -111,3 +111,25 @@ def test_no_peak_is_hidden_in_buckets(workspace: Workspace) -> None:
         assert row["value:flow"] == pytest.approx(mine["value:flow"].mean())
         assert row["value:valve"] == mine["value:valve"][-1]
         assert row["flagged"] == mine["flagged"].any()
+
+
+def test_a_sensor_that_is_new_and_a_file_of_other_names_cost_nothing(workspace: Workspace) -> None:
+    """A champion that learned a sensor since; a stream's file from when its entity column was called otherwise."""
+    (before,) = traces(workspace)
+    rows = trace(workspace, before.stream_id, "a")
+    folder = workspace.home / "models" / "fleet" / "two"
+    folder.mkdir(parents=True)
+    metrics = {"series": {**ABOUT, "numbers": ["flow", "heat"]}}
+    workspace.models.add("fleet", "models/fleet/two", "other", "options", metrics)
+    workspace.models.promote("fleet", 2)
+    old = places("a", 5000, 10).rename({"machine": "pump"})
+    with workspace.runs.start("score", "fleet:fleet") as run:
+        stream = workspace.scores.stream(workspace.sources.get("fleet")[0], "fleet")
+        options = {"flagged": 0, "model_id": workspace.models.get("fleet").id, "run_id": run.id, "watermark": None}
+        workspace.scores.commit(stream, Part("old", 0, True, None, 10), old, [], **options)  # type: ignore[arg-type]
+    (about,) = traces(workspace, "fleet")
+    assert traces(workspace, "table") == []
+    assert about.entities == before.entities
+    found = trace(workspace, about.stream_id, "a")
+    assert found["value:heat"].null_count() == found.height
+    assert found.select(rows.columns).equals(rows)

@@ -7,7 +7,7 @@ it is the truth that learned denoisers and samplers are held against.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -163,7 +163,8 @@ class KernelView(nn.Module):
         return torch.addmm(self.centre, x.double(), self.exact)
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """Stored rows near to rows x, as `KernelView.find` gives them.
 
     Attributes:

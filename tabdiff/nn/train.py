@@ -37,10 +37,8 @@ from tabdiff.nn.processes import Dropout, add_up, agreed, place, share
 
 _EPOCHS = 30  # how often each row is seen; conditional distributions overfit after that
 _LEAST_STEPS = 600
-_SMALL_TABLE, _SMALL_TABLE_STEPS = (
-    5000,
-    2400,
-)  # rows that are drawn in any order show another puzzle each time, and need more passes
+_SMALL_TABLE = 6000  # rows, about, below which some are drawn in any order: they show another puzzle each time, and need more passes
+_SMALL_TABLE_STEPS = 2400
 _LEARNED_STEPS = 0.5  # of the planned steps, for a network that begins with the weights of another
 _LEARNED_RATE = 0.5  # of the learning rate; the full one throws away what a small table has taught it
 _HELD_OUT_ROWS = 2048
@@ -164,7 +162,7 @@ def planned_steps(denoiser: Denoiser, config: TrainConfig, rows: int) -> int:
     windows = denoiser.length > 1
     affordable = (_WINDOW_COMPUTE if windows else _COMPUTE) / (6 * denoiser.multiplications * batch)
     wanted = _EPOCHS * rows / batch
-    if rows < _SMALL_TABLE and not windows:
+    if rows < _SMALL_TABLE and not denoiser.order and not windows:
         wanted = max(wanted, _SMALL_TABLE_STEPS)
     return int(max(_LEAST_WINDOW_STEPS if windows else _LEAST_STEPS, min(affordable, wanted)))
 

@@ -57,7 +57,12 @@ class ScoreJob(_Job):
     source: str = Field(pattern=_NAME, description="registered source")
     model: str = Field(pattern=_NAME, description="model whose champion scores")
     fdr: float | None = Field(None, gt=0, lt=1, description="flag so that about this share of flags is false")
-    contamination: float | None = Field(None, gt=0, lt=1, description="flag this share of the rows of each part")
+    contamination: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="flag this share of the rows of each part; none where that is less than half a row, so for small parts use alerts_per_day",
+    )
     alerts_per_day: float | None = Field(
         None,
         gt=0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,15 @@ import numpy as np
 import polars as pl
 
 from tabdiff.errors import ConfigError, SchemaError, TabdiffWarning
+from tabdiff.operations.levels import ACCEPTED
 from tabdiff.operations.series_trials import wide
-from tabdiff.operations.tracing import trace, traces
+from tabdiff.operations.tracing import Trace, trace, trace_of, traces
 from tabdiff.store import Workspace
 
 if TYPE_CHECKING:
     from tabdiff.series_model import SeriesModel
 
-_MOST = 200  # judged last
+_MOST, _MOST_TOLD = 200, 100  # judged last
 _BEFORE, _AFTER = 4, 1  # windows of rows around an event
 FEWEST = 5  # events that a comparison takes
 
@@ -45,48 +46,54 @@ class JudgedEvent:
     anomaly: bool
 
 
-def judged_events(
-    workspace: Workspace,
-    name: str,
-    champion: SeriesModel,
-    verdicts: Sequence[str] = ("anomaly", "normal"),
-    stream_id: int | None = None,
-) -> list[JudgedEvent]:
-    """Judged events of a model's streams (or of one of them) whose rows are still in score files, judged last first."""
-    streams = {about.stream_id: about for about in traces(workspace) if about.model == name}
-    grid, found = champion.plan.grid, []
-    for alert in workspace.triage.judged(name, _MOST):
-        about = streams.get(alert["stream_id"])
-        if about is None or alert["kind"] != "event" or alert["verdict"] not in verdicts:
-            continue
-        if stream_id not in (None, about.stream_id):
-            continue
-        places = np.array([alert["first_place"], alert["last_place"]])
-        if alert["at"] is not None and alert["ended"] is not None:
-            # The version that alerted may have had another grid.
-            times = [alert[end].astimezone(UTC).replace(tzinfo=None) for end in ("at", "ended")]
-            places = grid.places_of(pl.Series(grid.time, times))
-        around = grid.stamp(places + champion.window * np.array([-_BEFORE, _AFTER]))
-        length = int(places[1] - places[0]) + (_BEFORE + _AFTER) * champion.window + 1
-        begin, end = around.to_list()
-        seen = trace(workspace, about.stream_id, alert["entity"], begin, end, buckets=2 * length)
-        if not seen.height:
-            continue  # removed by gc
-        values = [pl.col(f"value:{sensor}").alias(sensor) for sensor in about.sensors]
-        who = [] if about.entity is None else [pl.lit(alert["entity"]).alias(about.entity)]
-        first, last = grid.stamp(places).to_list()
-        rows = seen.select(pl.col("start").alias(about.time), *who, *values)
-        found.append(JudgedEvent(rows, first, last, alert["verdict"] == "anomaly"))
-    return found
+def judged_events(workspace: Workspace, name: str, champion: SeriesModel) -> list[JudgedEvent]:
+    """Judged events of a model's streams whose rows are still in score files, judged last first."""
+    alerts = workspace.triage.judged(name, _MOST, kind="event", verdicts=("anomaly", "normal"))
+    streams = {about.stream_id: about for about in traces(workspace, name)} if alerts else {}
+    known = [(streams[alert["stream_id"]], alert) for alert in alerts if alert["stream_id"] in streams]
+    found = [_event(workspace, about, alert, champion) for about, alert in known]
+    return [event for event in found if event is not None]
+
+
+def _event(workspace: Workspace, about: Trace, alert: Mapping[str, Any], champion: SeriesModel) -> JudgedEvent | None:
+    """An alert with the rows around it; None if these were removed by gc."""
+    grid = champion.plan.grid
+    places = np.array([alert["first_place"], alert["last_place"]])
+    if alert["at"] is not None and alert["ended"] is not None:
+        # The version that alerted may have had another grid.
+        times = [alert[end].astimezone(UTC).replace(tzinfo=None) for end in ("at", "ended")]
+        places = grid.places_of(pl.Series(grid.time, times))
+    begin, end = grid.stamp(places + champion.window * np.array([-_BEFORE, _AFTER])).to_list()
+    length = int(places[1] - places[0]) + (_BEFORE + _AFTER) * champion.window + 1
+    seen = trace(workspace, about.stream_id, alert["entity"], begin, end, buckets=2 * length)
+    if not seen.height:
+        return None
+    values = [pl.col(f"value:{sensor}").alias(sensor) for sensor in about.sensors]
+    who = [] if about.entity is None else [pl.lit(alert["entity"]).alias(about.entity)]
+    first, last = grid.stamp(places).to_list()
+    rows = seen.select(pl.col("start").alias(about.time), *who, *values)
+    return JudgedEvent(rows, first, last, alert["verdict"] == "anomaly")
 
 
 def told_of_events(workspace: Workspace, name: str, stream_id: int, model: SeriesModel) -> SeriesModel:
-    """A model that was told of the false alarms of a stream, of the last 200 judged events."""
-    reader, alarms = wide(model), []
-    for event in judged_events(workspace, name, model, ("normal",), stream_id):
+    """A model that was told of the last hundred false alarms of a stream.
+
+    Not of those that are false alarms because their level was accepted: seen from the new level the time before them is abnormal, and a fall
+    back to the old one must be told.
+    """
+    alerts = workspace.triage.judged(name, _MOST_TOLD, kind="event", verdicts=("normal",), stream_id=stream_id)
+    versions = workspace.models.all(name)
+    accepted = {known.get("alert") for version in versions for known in version.metrics.get(ACCEPTED, [])}
+    alerts = [alert for alert in alerts if alert["id"] not in accepted]
+    if not alerts:
+        return model
+    about, reader, alarms = trace_of(workspace, stream_id), wide(model), []
+    for alert in alerts:
+        event = _event(workspace, about, alert, model)
         # Its entity or its columns may be none of this version's.
         with contextlib.suppress(SchemaError, ConfigError):
-            alarms.append(reader.false_alarm(model.schema.restore(event.rows), event.first, event.last))
+            if event is not None:
+                alarms.append(reader.false_alarm(model.schema.restore(event.rows), event.first, event.last))
     return model.with_false_alarms(reversed(alarms)) if alarms else model
 
 

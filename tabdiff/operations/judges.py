@@ -7,7 +7,7 @@ committed with the piece.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -83,7 +83,7 @@ class Judge(Protocol):
 
 
 class RowJudge:
-    """Rows of a table."""
+    """Rows of a table; `hear` tells the model of people's verdicts."""
 
     order: str | None = None
 
@@ -94,10 +94,11 @@ class RowJudge:
         spec: SourceSpec,
         rule: Mapping[str, float],
         max_alerts: int,
-        heard: Mapping[str, Any] | None = None,
+        hear: Callable[[Model], tuple[Model, Mapping[str, Any]]] | None = None,
     ) -> None:
         self.findings: list[Finding] = []
-        self.heard = heard
+        self.hear = hear
+        self.heard: Mapping[str, Any] | None = None
         self.model, self.version, self.spec, self.rule, self.max_alerts = model, version, spec, rule, max_alerts
 
     def resume(self, stream: Stream) -> None:
@@ -107,6 +108,8 @@ class RowJudge:
         """Scores with the keys of the rows, and alerts of the highest."""
         if not piece.frame.height:
             return [Outcome(piece.part, piece.watermark, None, [], 0, self.version.id)]
+        if self.hear is not None and self.heard is None:  # not before there are rows, as it takes a while
+            self.model, self.heard = self.hear(self.model)
         table = self.model.score(piece.frame, **self.rule).to_frame()
         renamed = {name: f"input_{name}" if name in table.columns else name for name in self._keys(piece.frame)}
         keys = [piece.frame[name].alias(alias) for name, alias in renamed.items()]  # there may be none

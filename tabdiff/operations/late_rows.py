@@ -50,7 +50,8 @@ def _late_piece(reader: GrowingReader, revision: int, parts: Sequence[tuple[str,
         return None
     frame = reader.recent(gone)
     if scored and frame.height:
-        frame = frame.join(pl.concat(scored).unique(), on=_plain(frame, keys), how="anti", nulls_equal=True)
+        known = pl.concat(scored).unique()  # text already
+        frame = frame.join(known, left_on=_plain(frame, keys), right_on=keys, how="anti", nulls_equal=True)
     if not frame.height:
         return None
     frame = frame.head(reader.rows)

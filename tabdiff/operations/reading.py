@@ -56,20 +56,23 @@ def newest_rows(
         return collect(frame.top_k(limit, by=spec.column).sort(spec.column), spec.location), []
     frames: list[pl.DataFrame] = []
     names: list[str] = []
+    known: list[bool] = []
     findings: list[Finding] = []
     for name, files in reversed(units_of(spec)):
-        if sum(frame.height for frame in frames) >= limit:
+        settled = any(known[:_NEWEST])
+        counted = [frame.height for frame, fine in zip(frames, known, strict=True) if fine or not settled]
+        if sum(counted) >= limit and (settled or len(frames) >= _NEWEST):
             break
         try:
             read_now = load_files(files)
             if read_now.height:
                 frames.append(read_now)
                 names.append(name)
+                known.append(fits is None or fits(read_now))
         except (TabdiffError, OSError) as error:
             findings.append(Finding("unreadable", name, str(error)))
     if not frames:
         raise SourceError(f"{spec.location}: no file with rows can be read yet. Check the path of the source.")
-    known = [fits is None or fits(frame) for frame in frames]
     if any(known[:_NEWEST]) and not all(known):
         reason = "it does not fit the champion, as newer or older files do; left out"
         findings += [Finding("schema", name, reason) for name, fine in zip(names, known, strict=True) if not fine]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -137,8 +138,8 @@ def _judge(workspace: Workspace, job: ScoreJob, source_id: int, spec: SourceSpec
         if rule != job.rule:  # a saved one may say how many rows come a day; a series knows that itself
             rule = {name: value for name, value in rule.items() if name != "rows_per_day"}
         return SeriesJudge(workspace, model, version, spec, rule, job.max_alerts, job.feedback)
-    model, heard = with_verdicts(model, workspace.scores.judged(job.model) if job.feedback else [])
-    return RowJudge(model, version, spec, rule, job.max_alerts, heard)
+    hear = functools.partial(with_verdicts, judged=functools.partial(workspace.scores.judged, job.model))
+    return RowJudge(model, version, spec, rule, job.max_alerts, hear if job.feedback else None)
 
 
 def _tell(workspace: Workspace, job: ScoreJob, findings: list[Finding]) -> int:

@@ -60,13 +60,13 @@ class Trace:
         return (*self.numbers, *self.categories)
 
 
-def traces(workspace: Workspace) -> list[Trace]:
-    """Every stream whose champion is the model of a series, by source and model."""
+def traces(workspace: Workspace, model: str | None = None) -> list[Trace]:
+    """Every stream (or those of one model) whose champion is the model of a series, by source and model."""
     champions = {v.name: v.metrics.get("series") for v in workspace.models.all() if "champion" in v.aliases}
     return [
         _trace(workspace, stream, about)
         for stream in workspace.triage.streams()
-        if (about := champions.get(stream["model"])) is not None
+        if model in (None, stream["model"]) and (about := champions.get(stream["model"])) is not None
     ]
 
 
@@ -94,7 +94,7 @@ def span(workspace: Workspace, stream_id: int, entity: str | None = None) -> tup
     Raises:
         StoreError: no such stream of a series.
     """
-    about = _trace_of(workspace, stream_id)
+    about = trace_of(workspace, stream_id)
     places = _places(workspace, about, entity)
     if places is None:
         return None, None
@@ -130,7 +130,7 @@ def trace(
     Raises:
         StoreError: no such stream of a series.
     """
-    about = _trace_of(workspace, stream_id)
+    about = trace_of(workspace, stream_id)
     chosen = [name for name in about.sensors if sensors is None or name in sensors]
     numbers = [name for name in chosen if name in about.numbers]
     places = _places(workspace, about, entity, _plain(start), _plain(end))
@@ -168,7 +168,12 @@ def trace(
 # ------------------------------------------------------------------------------------------------------- files
 
 
-def _trace_of(workspace: Workspace, stream_id: int) -> Trace:
+def trace_of(workspace: Workspace, stream_id: int) -> Trace:
+    """What is known of a stream.
+
+    Raises:
+        StoreError: no such stream of a series.
+    """
     for stream in workspace.triage.streams():
         if stream["id"] == stream_id:
             champions = [v for v in workspace.models.all(stream["model"]) if "champion" in v.aliases]
@@ -186,8 +191,10 @@ def _files(workspace: Workspace, stream_id: int) -> list[str]:
 
 @functools.lru_cache(maxsize=20_000)
 def _held(file: str, time: str, entity: str | None) -> tuple[Any, Any, tuple[str, ...]]:
-    """First and last time in a score file, and its entities; a file never changes."""
+    """First and last time in a score file, None if it has none, and its entities; a file never changes."""
     scan = pl.scan_parquet(file, glob=False)
+    if not {time, *([entity] if entity else [])} <= set(scan.collect_schema()):
+        return None, None, ()  # of a version that had other names for them
     ends = scan.select(pl.col(time).min(), pl.col(time).max().alias("last")).collect().row(0)
     names = () if entity is None else tuple(scan.select(pl.col(entity).unique()).collect().to_series().to_list())
     return ends[0], ends[1], names
@@ -200,6 +207,8 @@ def _places(
     files = []
     for file in _files(workspace, about.stream_id):
         first, last, names = _held(file, about.time, about.entity)
+        if first is None:
+            continue
         outside = (start is not None and last < start) or (end is not None and first > end)
         if not outside and (entity is None or entity in names):
             files.append(file)
@@ -209,7 +218,11 @@ def _places(
         parts.append(tail.lazy().with_columns(provisional=True))
     if not parts:
         return None
-    places = pl.concat(parts, how="diagonal_relaxed")
+    # A sensor may be new since some of them were written.
+    kinds: dict[str, Any] = {f"part:{name}": pl.Float32 for name in about.sensors}
+    kinds |= {f"{word}:{name}": pl.Float32 for name in about.numbers for word in ("value", "expected", "low", "high")}
+    kinds |= {f"value:{name}": pl.String for name in about.categories}
+    places = pl.concat([*parts, pl.LazyFrame(schema=kinds)], how="diagonal_relaxed")
     if entity is not None and about.entity is not None:
         places = places.filter(pl.col(about.entity) == entity)
     if start is not None:

@@ -6,7 +6,8 @@ Training leaves out what was confirmed: a model that has seen an anomaly takes t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,12 @@ import numpy as np
 import polars as pl
 
 from tabdiff.config import SeriesConfig
-from tabdiff.errors import ConfigError, SchemaError
+from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable, SchemaError
 from tabdiff.operations.judges import CUT, plain
 from tabdiff.operations.levels import rows_of
 from tabdiff.operations.series_trials import canonical_times
 from tabdiff.schema import Kind, Schema
+from tabdiff.series import Grid
 from tabdiff.store import Workspace
 from tabdiff.store.registry import Version
 from tabdiff.store.triage import Filter
@@ -31,18 +33,18 @@ _MOST = 5000  # judged last; each costs a little of every scoring
 _PLACE = "tabdiff place"
 
 
-def with_verdicts(model: Model, judged: Sequence[Judged]) -> tuple[Model, dict[str, Any]]:
+def with_verdicts(model: Model, judged: Callable[[], Sequence[Judged]]) -> tuple[Model, dict[str, Any]]:
     """A model that was told of judged rows, and what became of the verdicts.
 
     Args:
         model: of a table.
-        judged: as of `Scores.judged`, judged last at the end.
+        judged: gives verdicts as of `Scores.judged`, judged last at the end.
 
     Returns:
         The model, and `false_alarms` and `confirmed` (rows it was told of), `not_used` (verdicts on rows that it cannot read, and those
         before the last 5,000), `reason` if it takes none at all.
     """
-    said = [each for each in judged if each[1] in ("anomaly", "normal")]
+    said = [each for each in judged() if each[1] in ("anomaly", "normal")]
     rows, verdicts = readable(model.schema, said[-_MOST:])
     if not verdicts:
         return model, {"false_alarms": 0, "confirmed": 0, "not_used": len(said)}
@@ -90,7 +92,13 @@ def _readable(schema: Schema, judged: Sequence[Judged]) -> list[tuple[pl.DataFra
         return [] if not middle else _readable(schema, judged[:middle]) + _readable(schema, judged[middle:])
 
 
+def _text(value: Any) -> str | None:
+    """A value of a column that holds text now, and may have held numbers."""
+    return None if value is None else str(value)
+
+
 def _cut(value: Any) -> bool:
+    """Whether a text may have been longer than what was kept of it."""
     return isinstance(value, str) and len(value) >= CUT
 
 
@@ -106,7 +114,7 @@ def without_confirmed(
         source: whose alerts count.
         frame: N of its rows.
         config: which columns hold times and entities, if it is a series.
-        champion: knows the times of events where time is counted in steps or seconds.
+        champion: knows the places of times; without one nothing is left out of a series.
 
     Raises:
         SchemaError: the columns of times or entities are missing or cannot be used.
@@ -119,30 +127,31 @@ def without_confirmed(
     events = [alert for alert in confirmed if alert["kind"] == "event"]
     if not events:
         return frame
-    times, inside = canonical_times(frame, config), np.zeros(frame.height, dtype=bool)
+    times, grid = canonical_times(frame, config), _grid(champion)
+    counted = isinstance(times.dtype, pl.Datetime)
+    if grid is None or counted != (grid.unit == "datetime"):
+        return frame  # time is counted in another way than it was, or nobody knows how
+    places, inside = pl.Series(grid.places_of(times)), np.zeros(frame.height, dtype=bool)
     for alert in events:
         if (alert["entity"] is None) != (config.entity is None):
             continue  # the rows are told apart in another way than they were
-        first, last = _ends(alert, champion)
-        if first is None or isinstance(times.dtype, pl.Datetime) != (alert["at"] is not None):
-            continue  # time is counted in another way than it was
-        among = rows_of(frame, config, alert["entity"]) & times.is_between(first, last)
-        inside |= among.fill_null(False).to_numpy()
+        ends = alert["first_place"], alert["last_place"]
+        if alert["at"] is not None and alert["ended"] is not None:  # the version that alerted may have had another grid
+            moments = [alert[end].astimezone(UTC).replace(tzinfo=None) for end in ("at", "ended")]
+            ends = tuple(grid.places_of(pl.Series(grid.time, moments)).tolist())
+        inside |= (rows_of(frame, config, alert["entity"]) & places.is_between(*ends)).fill_null(False).to_numpy()
     return frame.filter(pl.Series(~inside))
 
 
-def _ends(alert: Mapping[str, Any], champion: Version | None) -> tuple[Any, Any]:
-    """First and last time of an event; None if nobody knows them any more."""
+def _grid(champion: Version | None) -> Grid | None:
+    """How the champion counts time; None if it is not of a series or cannot be read."""
     from tabdiff.loading import load_series
 
-    if alert["at"] is not None and alert["ended"] is not None:
-        first, last = (alert[end].astimezone(UTC).replace(tzinfo=None) for end in ("at", "ended"))
-        return first, last
     if champion is None or champion.folder is None or "series" not in champion.metrics:
-        return None, None
-    places = np.array([alert["first_place"], alert["last_place"]])
-    first, last = load_series(champion.folder / "bundle").plan.grid.stamp(places).to_list()
-    return first, last
+        return None
+    with contextlib.suppress(BundleError, RuntimeUnavailable):
+        return load_series(champion.folder / "bundle").plan.grid
+    return None
 
 
 def _without_rows(frame: pl.DataFrame, confirmed: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
@@ -151,13 +160,21 @@ def _without_rows(frame: pl.DataFrame, confirmed: Sequence[Mapping[str, Any]]) -
     alike = [values for values in confirmed if here <= set(values) or set(values) <= here]
     out: set[int] = set()
     for names in {tuple(name for name in frame.columns if name in values) for values in alike}:
-        wanted = {tuple(values[name] for name in names) for values in alike if here & set(values) == set(names)}
-        # Text is kept as it is, but short; so of most tables few rows are left to look at one by one.
+        texts = [frame[name].dtype == pl.String for name in names]
+        wanted = {
+            tuple(_text(values[name]) if text else values[name] for name, text in zip(names, texts, strict=True))
+            for values in alike
+            if here & set(values) == set(names) and not any(_cut(values[name]) for name in names)
+        }
+        # By their texts, so that few rows of most tables are left to look at one by one.
         close = frame.with_row_index(_PLACE).filter(
+            pl.lit(True),
             *(
-                pl.col(name).str.slice(0, CUT).is_in([row[place] for row in wanted], nulls_equal=True)
-                for place, name in enumerate(names)
-                if frame[name].dtype == pl.String
+                pl.col(name).is_in(
+                    pl.Series([row[place] for row in wanted], dtype=pl.String).implode(), nulls_equal=True
+                )
+                for place, (name, text) in enumerate(zip(names, texts, strict=True))
+                if text
             ),
         )
         rows = zip(close[_PLACE], close.select(names).iter_rows(), strict=True)

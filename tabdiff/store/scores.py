@@ -368,7 +368,7 @@ class Scores:
         self.database.write(insert)
 
     def judged(self, model: str) -> list[tuple[dict[str, Any], str]]:
-        """Values of judged rows with their latest verdict, those of a model's streams."""
+        """Values of judged rows with their latest verdict, those of a model's streams, judged last at the end."""
         query = (
             sa.select(t.alerts.c["values"], t.verdicts.c.verdict, t.alerts.c.id)
             .join(t.verdicts, t.verdicts.c.alert_id == t.alerts.c.id)
@@ -378,7 +378,10 @@ class Scores:
             .order_by(t.verdicts.c.id)
         )
         rows = self.database.read(lambda connection: connection.execute(query).all())
-        latest = {number: (values, verdict) for values, verdict, number in rows}
+        latest: dict[int, tuple[dict[str, Any], str]] = {}
+        for values, verdict, number in rows:
+            latest.pop(number, None)  # what is judged again is judged last
+            latest[number] = (values, verdict)
         return list(latest.values())
 
 

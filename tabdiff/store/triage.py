@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -129,11 +130,21 @@ class Triage:
         query = sa.select(t.verdicts).where(t.verdicts.c.alert_id == alert_id).order_by(t.verdicts.c.id)
         return {**found[0], "history": self._dicts(query)}
 
-    def judged(self, model: str, limit: int = 1000) -> list[dict[str, Any]]:
-        """Alerts of a model that were judged, latest verdict first."""
+    def judged(
+        self,
+        model: str,
+        limit: int = 1000,
+        *,
+        kind: str | None = None,
+        verdicts: Sequence[str] = (),
+        stream_id: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Alerts of a model (of a kind, with one of some verdicts, of one stream) that were judged, latest verdict first."""
         last = sa.select(sa.func.max(t.verdicts.c.id)).where(*_of).correlate(t.alerts).scalar_subquery()
-        query = self._joined(Filter(model=model, state="judged")).order_by(last.desc()).limit(limit)
-        return self._dicts(query)
+        query = self._joined(Filter(model=model, state="judged", kind=kind)).order_by(last.desc()).limit(limit)
+        where: list[Any] = [_verdict.in_(verdicts)] if verdicts else []
+        where += [t.streams.c.id == stream_id] if stream_id is not None else []
+        return self._dicts(query.where(*where))
 
     # ------------------------------------------------------------------------------------------- rules
 
