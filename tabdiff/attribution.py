@@ -121,8 +121,7 @@ class Habits:
         total, same, reach = _sums(evidence), _sums(unchanged), min(window // 2, far_of(window, steps))
         found = self._most(total, same, places, window, steps, _NOTHING * steps) / self.highest
         little = self._most(total, same, places, window, steps, _LEAST_LEVEL) / self.highest
-        begin, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(evidence))
-        mean = (total[end] - total[begin]) / (end - begin)[:, None]
+        mean = _around(total, places, reach)
         usual = np.maximum(self.long_level, np.log(_NOTHING * steps))
         above = np.maximum(np.log(np.maximum(mean, _LEAST_LEVEL)) - usual, 0.0) / self.long_scatter
         return np.asarray(found + _LITTLE * np.minimum(little, 1.0) + _WHOLE * above**2)
@@ -208,6 +207,10 @@ def _sums(values: Float64[np.ndarray, "k c"] | Bool[np.ndarray, "k c"]) -> Float
 
 def _means(values: Float64[np.ndarray, "k c"], reach: int) -> Float64[np.ndarray, "k c"]:
     """Means over the places around each."""
-    total, places = _sums(values), np.arange(len(values))
-    begin, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    return _around(_sums(values), np.arange(len(values)), reach)
+
+
+def _around(total: Float64[np.ndarray, "s c"], places: Int[np.ndarray, " n"], reach: int) -> Float64[np.ndarray, "n c"]:
+    """Means over the places around some, from sums."""
+    begin, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(total) - 1)
     return np.asarray((total[end] - total[begin]) / (end - begin)[:, None])

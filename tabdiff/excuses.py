@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int
 
-from tabdiff.windows import Span, cut
+from tabdiff.windows import FARTHEST, Gaussian, Span, cut
 
 _LARGEST = 1.25  # times what was judged
 _ABNORMAL = 2.0  # times the error of normal time; windows below are neither judged nor looked at
 _LEAST = 0.5  # share of the error of a judged window, which is at least twice that of normal time, that is its own
 _MOST = 4096  # judged windows of an entity, about
-_FARTHEST = 20.0  # as in the scoring program
-_LOWEST = 0.1  # noise of the first level, as in the scoring program
 _TINY = 1e-12
 
 
@@ -59,6 +57,7 @@ class Excuses:
     Args:
         tensors: of the bundle.
         spans: of the V views.
+        slots: of the raw view in an encoded place.
         usual: (V,) error of normal windows.
         length: T, places in a window.
         alarms: at least one.
@@ -68,6 +67,7 @@ class Excuses:
         self,
         tensors: Mapping[str, np.ndarray],
         spans: Sequence[Span],
+        slots: slice,
         usual: Float64[np.ndarray, " v"],
         length: int,
         alarms: Sequence[FalseAlarm],
@@ -77,19 +77,15 @@ class Excuses:
             low, high = max(0, alarm.first - length + 1), min(alarm.last, len(alarm.x) - length)
             stride = max(1, -(-(high - low + 1) * len(alarms) // _MOST))  # a window is much like that of the next place
             parts.append(cut(alarm.x, np.arange(low, high + 1, stride), length))
-        windows = np.concatenate(parts)
+        self.slots, windows = slots, np.concatenate(parts)
         self.views = [_View(tensors, span, float(each), windows) for span, each in zip(spans, usual, strict=True)]
 
     def apply(
-        self, windows: Float32[np.ndarray, "b t r"], errors: Float32[np.ndarray, "b t v c"]
+        self, windows: Float32[np.ndarray, "b t w"], errors: Float32[np.ndarray, "b t v c"]
     ) -> Float32[np.ndarray, "b t v c"]:
-        """Errors of windows without what was excused.
-
-        Args:
-            windows: their raw view.
-            errors: as the scoring program has them.
-        """
-        kept = np.stack([view.kept(windows) for view in self.views], axis=1)
+        """Errors of encoded windows, as the scoring program has them, without what was excused."""
+        raw = windows[:, :, self.slots]
+        kept = np.stack([view.kept(raw) for view in self.views], axis=1)
         return np.asarray(errors * kept[:, None, :, None], dtype=np.float32)
 
 
@@ -97,15 +93,11 @@ class _View:
     def __init__(
         self, tensors: Mapping[str, np.ndarray], span: Span, usual: float, windows: Float32[np.ndarray, "k t r"]
     ) -> None:
-        prefix = f"score.windows.{span.name}"
-        self.span, self.usual = span, usual
-        self.mean, self.axes, self.keep = (
-            tensors[f"{prefix}.{name}"].astype(np.float64) for name in ("mean", "axes", "keep")
-        )
+        self.span, self.usual, self.gaussian = span, usual, Gaussian.of(tensors, span)
+        self.keep = self.gaussian.keep
         self.middle = len(self.keep) // 2
         # keep = s² / (lambda + s²): of a direction of variance lambda normal time leaves keep² lambda, and new normal time more than that.
-        variance = _LOWEST**2 / self.keep[0] - _LOWEST**2
-        noise = np.square(self.keep) @ variance + _TINY
+        noise = np.square(self.keep) @ self.gaussian.variance + _TINY
         self.noise = noise * (usual / _over_levels(noise))
         along = self._along(windows)
         self.judged = along[_over_levels(self._left(along)) > _ABNORMAL * usual]
@@ -142,9 +134,9 @@ class _View:
     def _along(self, windows: Float32[np.ndarray, "n t r"]) -> Float64[np.ndarray, "n d"]:
         """The view's stretch of windows along the axes of its covariance."""
         span = self.span
-        part = np.clip(windows[:, span.start : span.start + span.length].astype(np.float64), -_FARTHEST, _FARTHEST)
+        part = np.clip(windows[:, span.start : span.start + span.length].astype(np.float64), -FARTHEST, FARTHEST)
         steps = part.reshape(len(part), span.length // span.pool, span.pool, -1).mean(axis=2)
-        return np.asarray((steps.reshape(len(part), -1) - self.mean) @ self.axes)
+        return np.asarray((steps.reshape(len(part), -1) - self.gaussian.mean) @ self.gaussian.axes)
 
 
 def _over_levels(left: Float64[np.ndarray, "... l"]) -> Any:

@@ -16,10 +16,8 @@ from jaxtyping import Bool, Float32, Float64, Int
 
 from tabdiff.codec import Codec
 from tabdiff.codes import NumberCode
-from tabdiff.windows import Span
+from tabdiff.windows import FARTHEST, LOWEST_NOISE, Gaussian, Span
 
-_FARTHEST = 20.0  # as in the scoring program
-_RIDGE = 0.1  # noise level of the precision matrix, in standard deviations
 _EVIDENCE_STEPS, _EVIDENCE_RIDGE = 16, 0.5
 _ROWS = 20_000
 
@@ -37,12 +35,10 @@ class Expectation:
         self.codec = codec
         span = [span for span in spans if span.pool == 1][-1]
         self.steps = span.length
-        prefix = f"score.windows.{span.name}"
-        self._mean = tensors[f"{prefix}.mean"].astype(np.float64)
-        self._axes, keep = tensors[f"{prefix}.axes"].astype(np.float64), tensors[f"{prefix}.keep"].astype(np.float64)
-        # keep = s^2 / (lambda + s^2) at the lowest level, s = 0.1: the ridge.
-        self._keep = keep[0]
-        self._precision = (self._axes * (keep[0] / _RIDGE**2)) @ self._axes.T
+        self._gaussian = Gaussian.of(tensors, span)
+        self._mean, axes = self._gaussian.mean, self._gaussian.axes
+        # keep = s^2 / (lambda + s^2) at the lowest level s, which is the ridge of the precision matrix.
+        self._precision = (axes * (self._gaussian.keep[0] / LOWEST_NOISE**2)) @ axes.T
 
     @property
     def width(self) -> int:
@@ -70,7 +66,7 @@ class Expectation:
 
     def raw(self, x: Float32[np.ndarray, "k w"]) -> Float64[np.ndarray, "k r"]:
         """The view that expectations are about, within the range that scores look at."""
-        return np.clip(x[:, self.codec.layout.view("raw")].astype(np.float64), -_FARTHEST, _FARTHEST)
+        return np.clip(x[:, self.codec.layout.view("raw")].astype(np.float64), -FARTHEST, FARTHEST)
 
     def given_neighbours(self, raw: Float64[np.ndarray, "k r"]) -> Float64[np.ndarray, "k r"]:
         """Each of K places given the steps around it, itself left out; K is at least the number of steps."""
@@ -145,8 +141,8 @@ class Expectation:
         """Steps, the column of each slot, the precision under evidence's noise, and for each column P_cc^-1."""
         steps = self.evidence_steps
         size = steps * self.width
-        variance = _RIDGE**2 / self._keep - _RIDGE**2
-        covariance = ((self._axes * variance) @ self._axes.T)[:size, :size]
+        axes = self._gaussian.axes
+        covariance = ((axes * self._gaussian.variance) @ axes.T)[:size, :size]
         precision = np.linalg.inv(covariance + _EVIDENCE_RIDGE**2 * np.eye(size))
         owner = np.tile(np.asarray(self.codec.layout.view_columns), steps)
         columns = range(len(self.codec.columns))

@@ -5,7 +5,7 @@ The same bundle, programs and calibration as a table's model; a window is a row 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -232,19 +232,18 @@ class SeriesModel(SeriesFeedback, SeriesDrawing):
     # -------------------------------------------------------------------------------------------------- inside
 
     def _scorer(self, first: int, entity: Any) -> TrackScorer:
-        excuse = self._excuse(None if entity is None else str(entity))
-        return TrackScorer(self.runtime, self.spans, self.window, len(self.codec.columns), first, excuse)
+        excuses = self._excuses_of(None if entity is None else str(entity))
+        return TrackScorer(self.runtime, self.spans, self.window, len(self.codec.columns), first, excuses)
 
-    def _excuse(self, entity: str | None) -> Callable[[Any, Any], Any] | None:
+    def _excuses_of(self, entity: str | None) -> Excuses | None:
         """What takes the false alarms of an entity out of the errors of its windows; None if there are none."""
         alarms = [alarm for alarm in self.false_alarms if alarm.entity == entity and len(alarm.x) >= self.window]
         if not alarms:
             return None
         if entity not in self._excuses:
-            usual = np.exp(np.asarray(self.calibration.center))
-            self._excuses[entity] = Excuses(self.bundle.tensors, self.spans, usual, self.window, alarms)
-        raw = self.codec.layout.view("raw")
-        return lambda windows, errors: self._excuses[entity].apply(windows[:, :, raw], errors)
+            usual, slots = np.exp(np.asarray(self.calibration.center)), self.codec.layout.view("raw")
+            self._excuses[entity] = Excuses(self.bundle.tensors, self.spans, slots, usual, self.window, alarms)
+        return self._excuses[entity]
 
     def _whole(self, track: Track) -> Part:
         """Scores of a recording."""

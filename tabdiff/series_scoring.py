@@ -6,7 +6,7 @@ T - 1 places later. `finish` scores the rest with the windows there are. What li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 
 from tabdiff.attribution import Habits, far_of
 from tabdiff.calibration import Calibration
+from tabdiff.excuses import Excuses
 from tabdiff.expectation import Expectation
 from tabdiff.runtime import Runtime
 from tabdiff.windows import Span, Stitch, cut, window_starts
@@ -48,7 +49,7 @@ class TrackScorer:
         length: T, places in a window.
         columns: C.
         first: place of the first row to come.
-        excuse: takes windows and their errors, and gives errors without what was excused.
+        excuses: what is taken out of errors; None if there is nothing.
     """
 
     def __init__(
@@ -58,9 +59,9 @@ class TrackScorer:
         length: int,
         columns: int,
         first: int,
-        excuse: Callable[[Any, Any], Any] | None = None,
+        excuses: Excuses | None = None,
     ) -> None:
-        self.runtime, self.length, self.first, self.excuse = runtime, length, first, excuse
+        self.runtime, self.length, self.first, self.excuses = runtime, length, first, excuses
         self.stitch = Stitch(spans, columns)
         self._x: Any = None
         self._present: Any = None
@@ -87,7 +88,7 @@ class TrackScorer:
             whole = np.resize(some, -(-len(some) // _TOGETHER) * _TOGETHER)
             windows, seen = cut(self._x, whole, self.length), self._present[whole[:, None] + np.arange(self.length)]
             errors = self.runtime.score(windows, seen)[: len(some)]
-            self.stitch.add(some, errors if self.excuse is None else self.excuse(windows[: len(some)], errors))
+            self.stitch.add(some, errors if self.excuses is None else self.excuses.apply(windows[: len(some)], errors))
         return self._take(max(0, len(self._recorded) - (self.length - 1)))
 
     def finish(self) -> PlaceErrors:

@@ -5,14 +5,16 @@ A window is T neighbouring places; windows start at every place, so that each pl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Float64, Int
 
 LEAST_RECORDED = 0.5  # share of a window's places that must hold something for the window to be judged
+FARTHEST = 20.0  # standard deviations that a scoring program looks at; a broken sensor must not drown all others
+LOWEST_NOISE = 0.1  # of a scoring program's levels, in standard deviations
 _SLOTS = 512  # steps times slots of a span, about
 _FEWEST_STEPS, _MOST_STEPS = 16, 64  # of a span; longer ones are averaged down to so many
 
@@ -56,6 +58,31 @@ def spans_of(window: int, slots: int) -> tuple[Span, ...]:
         pool = max(1, length // steps)
         spans.append(Span(window - pool * (length // pool), pool * (length // pool), pool))
     return tuple(spans)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """What a scoring program knows of a span, in double precision, for closed forms beside it; D = steps x R slots.
+
+    Attributes:
+        mean: (D,) flattened step by step.
+        axes: (D, D) eigenvectors of the covariance, in columns.
+        keep: (L, D) sigma^2 / (lambda + sigma^2) of each direction at each of L noise levels, `LOWEST_NOISE` first.
+    """
+
+    mean: Float64[np.ndarray, " d"]
+    axes: Float64[np.ndarray, "d d"]
+    keep: Float64[np.ndarray, "l d"]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, np.ndarray], span: Span) -> Gaussian:
+        """That of a bundle's tensors."""
+        return cls(*(tensors[f"score.windows.{span.name}.{n}"].astype(np.float64) for n in ("mean", "axes", "keep")))
+
+    @property
+    def variance(self) -> Float64[np.ndarray, " d"]:
+        """lambda of each direction."""
+        return np.asarray(LOWEST_NOISE**2 / self.keep[0] - LOWEST_NOISE**2)
 
 
 def window_starts(recorded: Bool[np.ndarray, " k"], length: int) -> Int[np.ndarray, " b"]:

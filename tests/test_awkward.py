@@ -20,8 +20,8 @@ from tabdiff import imputation
 from tabdiff.cli import app
 from tabdiff.files import atomic_write, part_writer, write
 from tabdiff.operations import MonitorJob, ScoreJob, TrainJob, comparing, monitor, new_rows, score_new, train
-from tabdiff.operations.inspection import inspect
-from tabdiff.operations.judges import RowJudge, as_rows, plain
+from tabdiff.operations.inspection import as_rows, inspect
+from tabdiff.operations.judges import RowJudge, plain
 from tabdiff.operations.reading import newest_rows, reads_as
 from tabdiff.operations.training import split
 from tabdiff.sources import load

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-SIGMAS = (0.1, 0.2, 0.4, 0.8, 1.5)  # in standard deviations of a sensor
-_FARTHEST = 20.0  # standard deviations; a stuck or broken sensor must not drown all others
+from tabdiff.windows import FARTHEST, LOWEST_NOISE
+
+SIGMAS = (LOWEST_NOISE, 0.2, 0.4, 0.8, 1.5)  # in standard deviations of a sensor
 
 
 class WindowView(nn.Module):
@@ -58,7 +59,7 @@ class WindowView(nn.Module):
 
 def stretch(x: Float[Tensor, "b t r"], start: int, length: int, pool: int) -> Float[Tensor, "b d"]:
     """Part of windows, neighbouring places averaged, flattened step by step."""
-    part = x[:, start : start + length].clamp(-_FARTHEST, _FARTHEST)
+    part = x[:, start : start + length].clamp(-FARTHEST, FARTHEST)
     if pool > 1:
         part = part.reshape(x.shape[0], length // pool, pool, x.shape[2]).mean(2)
     return part.flatten(1)

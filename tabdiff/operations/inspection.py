@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from tabdiff.columns import Kind
+from tabdiff.columns import Kind, parse_dtype
+from tabdiff.conversion import read_ticks
 from tabdiff.errors import ConfigError, StoreError
 from tabdiff.feedback import Memory
 from tabdiff.files import as_text
-from tabdiff.operations.judges import as_rows
 from tabdiff.operations.tracing import trace, traces
 from tabdiff.operations.training import REFERENCE
+from tabdiff.schema import Schema
 from tabdiff.store import Workspace
 from tabdiff.store.triage import Filter
 
@@ -58,7 +60,7 @@ def inspect(workspace: Workspace, alert_id: int) -> dict[str, Any]:
     if version.folder is None:
         raise StoreError(f"no version of {alert['model']!r} is left to explain alert {alert_id}. Train one.")
     model = _load(version.folder / "bundle")
-    frame = _row(alert["values"], model)
+    frame = as_rows([alert["values"]], model.schema)
     (found,) = model.explain(frame, [0])
     return {
         "kind": "row",
@@ -105,7 +107,7 @@ def _event(workspace: Workspace, alert: dict[str, Any]) -> dict[str, Any]:
         "own": True,
         "contributions": {reason["column"]: reason["part"] / total for reason in alert["reasons"]},
         "reasons": alert["reasons"],
-        "trace": trace(workspace, about.stream_id, alert["entity"], first, last, named),
+        "trace": trace(workspace, about, alert["entity"], first, last, named),
         "similar": alike[:_NEAREST],
     }
 
@@ -117,15 +119,19 @@ def _load(folder: Path) -> Model:
     return load(folder)  # a version never changes
 
 
-def _row(values: dict[str, Any], model: Model) -> pl.DataFrame:
-    """The row of an alert as a table; times were kept as text."""
-    frame = as_rows([values], model.schema)
-    times = [
-        column.name
-        for column in model.schema.columns
-        if column.kind is Kind.DATETIME and not column.time_format and frame.schema.get(column.name) == pl.String
-    ]
-    return frame.with_columns(frame[name].str.to_datetime(strict=False).alias(name) for name in times)
+def as_rows(values: Sequence[Mapping[str, Any]], schema: Schema) -> pl.DataFrame:
+    """Rows as alerts keep them, as a table that the schema takes: times, times of day and durations, kept as text, have their type again."""
+    frame = pl.DataFrame(list(values), infer_schema_length=None, strict=False)
+    read: list[pl.Series] = []
+    for column in schema.columns:
+        if frame.schema.get(column.name) != pl.String:
+            continue
+        text, dtype = frame[column.name], parse_dtype(column.dtype)
+        if (ticks := read_ticks(text, column)) is not None:
+            read.append((ticks * 1000).cast(pl.Time) if dtype == pl.Time else ticks.cast(pl.Duration("us")))
+        elif column.kind is Kind.DATETIME and not column.time_format:
+            read.append(text.str.to_datetime(strict=False))
+    return frame.with_columns(read)
 
 
 def _nearest(model: Model, frame: pl.DataFrame, reference: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import polars as pl
 
 from tabdiff.errors import ConfigError, SchemaError, TabdiffWarning
 from tabdiff.operations.levels import ACCEPTED
+from tabdiff.operations.series_alerts import places_of
 from tabdiff.operations.series_trials import wide
 from tabdiff.operations.tracing import Trace, trace, trace_of, traces
 from tabdiff.store import Workspace
@@ -58,14 +58,10 @@ def judged_events(workspace: Workspace, name: str, champion: SeriesModel) -> lis
 def _event(workspace: Workspace, about: Trace, alert: Mapping[str, Any], champion: SeriesModel) -> JudgedEvent | None:
     """An alert with the rows around it; None if these were removed by gc."""
     grid = champion.plan.grid
-    places = np.array([alert["first_place"], alert["last_place"]])
-    if alert["at"] is not None and alert["ended"] is not None:
-        # The version that alerted may have had another grid.
-        times = [alert[end].astimezone(UTC).replace(tzinfo=None) for end in ("at", "ended")]
-        places = grid.places_of(pl.Series(grid.time, times))
+    places = np.array(places_of(alert, grid))
     begin, end = grid.stamp(places + champion.window * np.array([-_BEFORE, _AFTER])).to_list()
     length = int(places[1] - places[0]) + (_BEFORE + _AFTER) * champion.window + 1
-    seen = trace(workspace, about.stream_id, alert["entity"], begin, end, buckets=2 * length)
+    seen = trace(workspace, about, alert["entity"], begin, end, buckets=2 * length)
     if not seen.height:
         return None
     values = [pl.col(f"value:{sensor}").alias(sensor) for sensor in about.sensors]
@@ -75,8 +71,10 @@ def _event(workspace: Workspace, about: Trace, alert: Mapping[str, Any], champio
     return JudgedEvent(rows, first, last, alert["verdict"] == "anomaly")
 
 
-def told_of_events(workspace: Workspace, name: str, stream_id: int, model: SeriesModel) -> SeriesModel:
-    """A model that was told of the last hundred false alarms of a stream.
+def with_false_alarms(
+    model: SeriesModel, workspace: Workspace, name: str, stream_id: int
+) -> tuple[SeriesModel, dict[str, int]]:
+    """A model that was told of the last hundred false alarms of a stream, and of how many (`false_alarms`).
 
     Not of those that are false alarms because their level was accepted: seen from the new level the time before them is abnormal, and a fall
     back to the old one must be told.
@@ -86,7 +84,7 @@ def told_of_events(workspace: Workspace, name: str, stream_id: int, model: Serie
     accepted = {known.get("alert") for version in versions for known in version.metrics.get(ACCEPTED, [])}
     alerts = [alert for alert in alerts if alert["id"] not in accepted]
     if not alerts:
-        return model
+        return model, {"false_alarms": 0}
     about, reader, alarms = trace_of(workspace, stream_id), wide(model), []
     for alert in alerts:
         event = _event(workspace, about, alert, model)
@@ -94,7 +92,7 @@ def told_of_events(workspace: Workspace, name: str, stream_id: int, model: Serie
         with contextlib.suppress(SchemaError, ConfigError):
             if event is not None:
                 alarms.append(reader.false_alarm(model.schema.restore(event.rows), event.first, event.last))
-    return model.with_false_alarms(reversed(alarms)) if alarms else model
+    return model.with_false_alarms(reversed(alarms)) if alarms else model, {"false_alarms": len(alarms)}
 
 
 def agreement(

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
-from tabdiff.columns import Column, Kind, parse_dtype
-from tabdiff.conversion import read_ticks, to_canonical
+from tabdiff.columns import Column, Kind
+from tabdiff.conversion import to_canonical
 from tabdiff.operations.new_rows import Finding, Piece
-from tabdiff.schema import Schema
 from tabdiff.store.registry import Version
 from tabdiff.store.scores import Alert, Part, Stream
 from tabdiff.store.spec import SourceSpec
@@ -167,15 +166,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value)[:CUT]
-
-
-def as_rows(values: Sequence[Mapping[str, Any]], schema: Schema) -> pl.DataFrame:
-    """Rows as alerts keep them, as a table that the schema takes; times of day and durations have their type again."""
-    frame = pl.DataFrame(list(values), infer_schema_length=None, strict=False)
-    read: list[pl.Series] = []
-    for column in schema.columns:
-        if frame.schema.get(column.name) == pl.String:
-            ticks, dtype = read_ticks(frame[column.name], column), parse_dtype(column.dtype)
-            if ticks is not None:
-                read.append((ticks * 1000).cast(pl.Time) if dtype == pl.Time else ticks.cast(pl.Duration("us")))
-    return frame.with_columns(read)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tabdiff.errors import SchemaError
 from tabdiff.operations.jobs import ScoreJob
+from tabdiff.operations.judged_events import with_false_alarms
 from tabdiff.operations.judges import Judge, RowJudge
 from tabdiff.operations.late_rows import is_late, pieces
 from tabdiff.operations.new_rows import Finding
@@ -131,13 +132,14 @@ def _judge(workspace: Workspace, job: ScoreJob, source_id: int, spec: SourceSpec
 
     assert version.folder is not None  # an alias keeps its folder
     model = load_any(version.folder / "bundle")
-    rule = job.rule
+    rule, stream_id = job.rule, workspace.scores.stream(source_id, job.model).id
     if job.saved_rule:
-        rule = workspace.triage.rule(workspace.scores.stream(source_id, job.model).id) or rule
+        rule = workspace.triage.rule(stream_id) or rule
     if isinstance(model, SeriesModel):
         if rule != job.rule:  # a saved one may say how many rows come a day; a series knows that itself
             rule = {name: value for name, value in rule.items() if name != "rows_per_day"}
-        return SeriesJudge(workspace, model, version, spec, rule, job.max_alerts, job.feedback)
+        told = functools.partial(with_false_alarms, workspace=workspace, name=job.model, stream_id=stream_id)
+        return SeriesJudge(workspace, model, version, spec, rule, job.max_alerts, told if job.feedback else None)
     hear = functools.partial(with_verdicts, judged=functools.partial(workspace.scores.judged, job.model))
     return RowJudge(model, version, spec, rule, job.max_alerts, hear if job.feedback else None)
 

@@ -13,7 +13,10 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
+import polars as pl
+
 from tabdiff.operations.judges import plain
+from tabdiff.series import Grid
 from tabdiff.store.scores import Alert
 
 _TEXT = 200  # characters of an entity
@@ -144,6 +147,15 @@ def _alert(
         first_place=first,
         last_place=event.last,
     )
+
+
+def places_of(alert: Mapping[str, Any], grid: Grid) -> tuple[int, int]:
+    """First and last place of a stored event on a grid; by its times if it has some, as the version that alerted may have had another grid."""
+    if alert["at"] is None or alert["ended"] is None:
+        return alert["first_place"], alert["last_place"]
+    times = [alert[end].astimezone(UTC).replace(tzinfo=None) for end in ("at", "ended")]
+    first, last = grid.places_of(pl.Series(grid.time, times)).tolist()
+    return first, last
 
 
 def entity_text(entity: Any) -> str | None:

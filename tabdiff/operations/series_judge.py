@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable
-from tabdiff.operations.judged_events import told_of_events
 from tabdiff.operations.judges import Outcome
 from tabdiff.operations.new_rows import Finding, Piece
 from tabdiff.operations.series_alerts import closed
@@ -20,7 +19,7 @@ from tabdiff.store.spec import SourceSpec
 
 
 class SeriesJudge:
-    """Places of a series; see `tabdiff.operations.judges.Judge`.
+    """Places of a series; see `tabdiff.operations.judges.Judge`. `hear` tells the model of people's verdicts.
 
     Raises:
         ConfigError: the rule, or the source's own for late rows, is for tables.
@@ -34,7 +33,7 @@ class SeriesJudge:
         spec: SourceSpec,
         rule: Mapping[str, float],
         max_alerts: int,
-        feedback: bool = True,
+        hear: Callable[[SeriesModel], tuple[SeriesModel, Mapping[str, Any]]] | None = None,
     ) -> None:
         if wrong := sorted(set(rule) - {"alerts_per_day"}):
             raise ConfigError(
@@ -50,7 +49,7 @@ class SeriesJudge:
         self.findings: list[Finding] = []
         self.order: str | None = model.plan.grid.time
         self._pass = SeriesPass(model, rule.get("alerts_per_day"))
-        self._feedback = feedback
+        self.hear = hear
         self.heard: Mapping[str, Any] | None = None
         self.threshold = model.rule(rule.get("alerts_per_day")).threshold(model.blocks)
 
@@ -69,10 +68,9 @@ class SeriesJudge:
         """
         if not piece.frame.height:
             return [Outcome(piece.part, piece.watermark, None, [], 0, self._made_by, state=self._state)]
-        if self._feedback and self.heard is None:  # not before there are rows, as it reads score files
-            model = told_of_events(self.workspace, self.version.name, self._stream.id, self._pass.model)
+        if self.hear is not None and self.heard is None:  # not before there are rows, as it reads score files
+            model, self.heard = self.hear(self._pass.model)
             self._pass = SeriesPass(model, self._pass.alerts_per_day)
-            self.heard = {"false_alarms": len(model.false_alarms)}
         opened = self.workspace.scores.open_alerts(self._stream)
         ending: list[Outcome] = []
         if self._state is not None and self._made_by != self.version.id:

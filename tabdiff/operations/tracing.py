@@ -104,7 +104,7 @@ def span(workspace: Workspace, stream_id: int, entity: str | None = None) -> tup
 
 def trace(
     workspace: Workspace,
-    stream_id: int,
+    stream: int | Trace,
     entity: str | None = None,
     start: Any = None,
     end: Any = None,
@@ -115,7 +115,7 @@ def trace(
 
     Args:
         workspace: where the stream is.
-        stream_id: its number.
+        stream: its number, or what is known of it.
         entity: whose places; of all, where the series has none.
         start, end: first and last time, ends included; None for all there is. Times with a zone are taken as they are, others for UTC.
         sensors: which; all if not given.
@@ -130,7 +130,7 @@ def trace(
     Raises:
         StoreError: no such stream of a series.
     """
-    about = trace_of(workspace, stream_id)
+    about = stream if isinstance(stream, Trace) else trace_of(workspace, stream)
     chosen = [name for name in about.sensors if sensors is None or name in sensors]
     numbers = [name for name in chosen if name in about.numbers]
     places = _places(workspace, about, entity, _plain(start), _plain(end))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from tabdiff.config import SeriesConfig
 from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable, SchemaError
 from tabdiff.operations.judges import CUT, plain
 from tabdiff.operations.levels import rows_of
+from tabdiff.operations.series_alerts import places_of
 from tabdiff.operations.series_trials import canonical_times
 from tabdiff.schema import Kind, Schema
 from tabdiff.series import Grid
@@ -135,11 +135,8 @@ def without_confirmed(
     for alert in events:
         if (alert["entity"] is None) != (config.entity is None):
             continue  # the rows are told apart in another way than they were
-        ends = alert["first_place"], alert["last_place"]
-        if alert["at"] is not None and alert["ended"] is not None:  # the version that alerted may have had another grid
-            moments = [alert[end].astimezone(UTC).replace(tzinfo=None) for end in ("at", "ended")]
-            ends = tuple(grid.places_of(pl.Series(grid.time, moments)).tolist())
-        inside |= (rows_of(frame, config, alert["entity"]) & places.is_between(*ends)).fill_null(False).to_numpy()
+        among = rows_of(frame, config, alert["entity"]) & places.is_between(*places_of(alert, grid))
+        inside |= among.fill_null(False).to_numpy()
     return frame.filter(pl.Series(~inside))
 
 
