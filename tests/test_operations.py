@@ -476,6 +476,25 @@ def test_training_repeats_nothing_and_promotes_by_rule(trained: Workspace, data:
     assert trained.models.roll_back("orders").version == 1
 
 
+def test_what_a_killed_training_leaves_is_taken_away(trained: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    # It dies when its version is there and the checkpoint still is, too.
+    job = training(fit={**QUICK, "train": {**QUICK["train"], "seed": 5}})
+    with monkeypatch.context() as patched:
+        patched.setattr("tabdiff.operations.training.shutil.rmtree", killed)
+        with pytest.raises(Killed):
+            train(trained, job)
+    (checkpoint,) = (path for path in (trained.home / "work").iterdir() if path.is_dir())
+    (checkpoint.parent / f".{checkpoint.name}.0123.tmp").mkdir()  # it can die while a checkpoint is written as well
+    assert (train(trained, job)["new"], train(trained, job)["version"]) == (False, 2)
+    assert not [path for path in (trained.home / "work").iterdir() if path.is_dir()]
+
+
 def test_a_worse_challenger_is_not_promoted(trained: Workspace, data: Path) -> None:
     frame = orders(300, 5000, seed=8)
     shuffled = frame.select("order_id", *(frame[name].shuffle(index) for index, name in enumerate(frame.columns[1:])))

@@ -124,13 +124,11 @@ def _fit(
         *(["warm_start"] if job.warm_start else []),
     ]
     data, options = fingerprint(rest), job.digest(*apart)
-    found = workspace.models.find(job.model, data, options)
-    if found is not None:
-        return found, False
     identity = hashlib.sha256(f"{job.model} {data} {options}".encode()).hexdigest()[:24]
     with claimed(workspace.home / "work" / identity) as checkpoint:
         found = workspace.models.find(job.model, data, options)
-        if found is not None:  # fitted by the run that held the claim before
+        if found is not None:
+            shutil.rmtree(checkpoint, ignore_errors=True)  # of a run that was killed after its version was there
             return found, False
         begun = checkpoint.exists()
         try:
@@ -228,6 +226,8 @@ class claimed:  # noqa: N801 - used like a function
 
         self._file = self.folder.with_suffix(".lock").open("w")
         fcntl.flock(self._file, fcntl.LOCK_EX)
+        for left in self.folder.parent.glob(f".{self.folder.name}.*"):  # half a checkpoint, of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         return self.folder
 
     def __exit__(self, *_: object) -> None:
