@@ -6,35 +6,31 @@ What a row becomes depends on its place and on the seed, not on how many rows ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float, Float32, Int
 
+from tabdiff.acceptance import Acceptance, Judge
 from tabdiff.bundle import Bundle
 from tabdiff.codes import OTHER, CategoryCode
 from tabdiff.columns import CANONICAL
 from tabdiff.conditions import canonical_series, condition_on_cells, overlaid
 from tabdiff.config import SampleConfig
-from tabdiff.constraints import Sum, Unique
 from tabdiff.echoes import exactly
-from tabdiff.errors import ConfigError, SynthesisError
 from tabdiff.originals import CopyTest, Originals
 from tabdiff.restrictions import Restriction, marginal
 from tabdiff.revealing import Revealer
 from tabdiff.runtime import Runtime
 from tabdiff.sampling import BLOCK_ROWS, Condition, NoiseSchedule, draw, several
-from tabdiff.schema import Column, Schema
+from tabdiff.schema import Schema
 
-LEAST_ACCEPTANCE = 0.001
-_TRIED_BEFORE_GIVING_UP, _IDLE_BEFORE_GIVING_UP, _WIDEST = 2000, 5000, 64
-
-Judge = Callable[[pl.DataFrame], Any]
-_Test = Callable[[pl.DataFrame, pl.DataFrame], Bool[np.ndarray, " rows"]]
+# Rows of so many places are drawn at once, with so many tries for each: what is in hand does not grow with the rows, however few come out.
+_PLACES, _TRIES = 2**14, 64
 
 
 @dataclass(frozen=True)
@@ -151,43 +147,26 @@ class Generator:
             SchemaError: a given value was never seen in training.
             SynthesisError: hardly any row obeys, or there are more copies of training rows than chance explains.
         """
-        tests, copy_test = self._tests(request), None
-        how = self.config.copies
+        how, copies = self.config.copies, None
         if self.originals is not None and (how == "redraw" or (how == "refuse" and not request.own)):
-            copy_test = CopyTest(self.originals, none=how == "redraw")
-        pending = np.arange(request.rows)
+            copies = CopyTest(self.originals, none=how == "redraw")
+        acceptance = Acceptance(
+            self._modelled, request.given.columns, request.restrictions, request.rules, request.judge, copies
+        )
         accepted: list[tuple[Any, pl.DataFrame]] = []
-        drawn = repaired = idle = attempt = 0
-        broken: dict[str, int] = {}
-        while len(pending):
-            width = min(2**attempt, _WIDEST) if attempt else 1
-            asked = np.repeat(pending, width)
-            frame, mended = self._attempt(request, asked, seed, attempt)
-            bad = np.zeros(len(asked), bool)
-            canonical = self._canonical(frame) if tests or copy_test else frame
-            for name, test in tests.items():
-                hit = test(frame, canonical)
-                broken[name] = broken.get(name, 0) + int(hit.sum())
-                bad |= hit
-            tables = [table for _, table in accepted]
-            for rule in (rule for rule in request.rules if isinstance(rule, Unique)):
-                hit = _repeats(rule, tables, frame, bad)
-                broken[str(rule)] = broken.get(str(rule), 0) + int(hit.sum())
-                bad |= hit
-            if copy_test is not None:
-                hit = copy_test.excess(canonical, ~bad, again=attempt > 0)
-                broken["copies of training rows"] = broken.get("copies of training rows", 0) + int(hit.sum())
-                bad |= hit
-            keep, pending = _first_good(asked, bad, width)
-            accepted.append((asked[keep], frame[keep]))
-            drawn, repaired, attempt = drawn + len(asked), repaired + mended, attempt + 1
-            idle = 0 if len(keep) else idle + len(asked)
-            if len(pending):
-                _give_up(request.rows - len(pending), drawn, idle, broken)
+        repaired = 0
+        for part, first in enumerate(range(0, request.rows, _PLACES)):
+            pending, attempt = np.arange(first, min(first + _PLACES, request.rows)), 0
+            while len(pending):
+                tries = min(2**attempt, _TRIES)
+                asked = np.repeat(pending, tries)
+                frame, mended = self._attempt(request, asked, _seed(seed, part, attempt))
+                keep, none = acceptance.choose(frame, tries, again=attempt > 0)
+                accepted.append((asked[keep], frame[keep]))
+                pending, attempt, repaired = pending[none], attempt + 1, repaired + mended
         place = np.argsort(np.concatenate([places for places, _ in accepted]), kind="stable")
         frame = pl.concat([table for _, table in accepted])[place]
-        found = None if copy_test is None else copy_test.accepted
-        return frame, SampleReport(request.rows, drawn, repaired, {k: v for k, v in broken.items() if v}, found)
+        return frame, SampleReport(request.rows, acceptance.drawn, repaired, acceptance.broken, acceptance.copied)
 
     def encoded(self, condition: Condition, seed: int, strength: float = 1.0) -> Iterator[Float[np.ndarray, "b w"]]:
         """Blocks of clean encoded rows, no value beyond what training showed."""
@@ -248,21 +227,6 @@ class Generator:
             if isinstance(code, CategoryCode) and frame[name].dtype == pl.String
         )
 
-    def _tests(self, request: Request) -> dict[str, _Test]:
-        """For each rule, which rows of a table break it; tests see it in the user's types and in canonical ones."""
-        tests: dict[str, _Test] = {}
-        for asked in request.restrictions:
-            tests[str(asked)] = partial(_misses, asked)
-        for rule in request.rules:
-            if not isinstance(rule, Unique):
-                tests[str(rule)] = partial(_breaks, rule)
-        sums = {name for rule in request.rules if isinstance(rule, Sum) for name in rule.about}
-        if computed := sorted(sums - set(request.given.columns)):
-            tests["sums inside the training range"] = partial(_outside, [self.schema[name] for name in computed])
-        if request.judge is not None:
-            tests["the wanted rows"] = partial(_unwanted, request.judge)
-        return tests
-
     @cached_property
     def _modelled(self) -> Schema:
         return Schema(tuple(column for column in self.schema.columns if column.name in self.codec.columns))
@@ -270,12 +234,8 @@ class Generator:
     def _canonical(self, frame: pl.DataFrame) -> pl.DataFrame:
         return self._modelled.conform(frame)
 
-    def _attempt(
-        self, request: Request, asked: Int[np.ndarray, " n"], seed: int, attempt: int
-    ) -> tuple[pl.DataFrame, int]:
+    def _attempt(self, request: Request, asked: Int[np.ndarray, " n"], seed: int) -> tuple[pl.DataFrame, int]:
         """One draw of the rows at these places, in the user's types, and how many were repaired."""
-        if attempt:
-            seed = int(np.random.SeedSequence(seed, spawn_key=(2**20, attempt)).generate_state(1, np.uint64)[0] >> 1)
         condition, cells, open_cells = self._condition(request, asked, seed)
         canonical = pl.concat([self.decoded(x) for x in several(self.encoded(condition, seed, request.strength))])
         canonical = exactly(self.codec.echoes, canonical, overlaid(canonical, cells, open_cells), cells.columns)
@@ -339,59 +299,8 @@ class Generator:
         return min(found, key=lambda pair: pair[1].share, default=None)
 
 
-def _give_up(accepted: int, drawn: int, idle: int, broken: Mapping[str, int]) -> None:
-    """An error instead of an endless loop."""
-    hopeless = drawn >= _TRIED_BEFORE_GIVING_UP and accepted < LEAST_ACCEPTANCE * drawn
-    if hopeless or idle >= _IDLE_BEFORE_GIVING_UP:
-        worst = sorted(broken.items(), key=lambda item: -item[1])[:3]
-        named = "; ".join(f"{name!r} was broken by {count:,}" for name, count in worst if count)
-        raise SynthesisError(
-            f"rows must obey the conditions and constraints; of {drawn:,} drawn rows {accepted:,} came out: {named}. "
-            "Widen the condition, take a constraint out, or fit longer: what training never showed cannot be drawn."
-        )
-
-
-def _breaks(rule: Any, _: pl.DataFrame, canonical: pl.DataFrame) -> Bool[np.ndarray, " rows"]:
-    return np.asarray(rule.broken(canonical))
-
-
-def _misses(asked: Restriction, _: pl.DataFrame, canonical: pl.DataFrame) -> Bool[np.ndarray, " rows"]:
-    """A restriction is not met by a missing value either."""
-    return np.asarray(asked.broken(canonical) | canonical[asked.column].is_null().to_numpy())
-
-
-def _outside(columns: Sequence[Column], _: pl.DataFrame, canonical: pl.DataFrame) -> Bool[np.ndarray, " rows"]:
-    tests = [~pl.col(c.name).is_between(c.minimum or 0.0, c.maximum or 0.0) for c in columns]
-    return canonical.select(pl.any_horizontal(tests).fill_null(False)).to_series().to_numpy()
-
-
-def _unwanted(judge: Judge, frame: pl.DataFrame, _: pl.DataFrame) -> Bool[np.ndarray, " rows"]:
-    wanted = np.asarray(judge(frame), dtype=bool)
-    if wanted.shape != (frame.height,):
-        raise ConfigError(
-            f"where says of each row whether it is wanted; got shape {wanted.shape} for {frame.height} rows."
-        )
-    return ~wanted
-
-
-def _first_good(
-    asked: Int[np.ndarray, " n"], bad: Bool[np.ndarray, " n"], width: int
-) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " left"]]:
-    """Of `width` tries for each place: where the first good one is, and the places that have none."""
-    good = ~bad.reshape(-1, width)
-    has, places = good.any(axis=1), asked.reshape(-1, width)[:, 0]
-    first = np.arange(len(good)) * width + good.argmax(axis=1)
-    return first[has], places[~has]
-
-
-def _repeats(
-    rule: Unique, accepted: Sequence[pl.DataFrame], frame: pl.DataFrame, bad: Bool[np.ndarray, " n"]
-) -> Bool[np.ndarray, " n"]:
-    """Rows that agree with one that came before in the columns of a rule; rows that are bad already do not count."""
-    names = list(rule.columns)
-    before = pl.concat([*(table.select(names) for table in accepted), frame.select(names)])
-    counted = np.concatenate([np.zeros(sum(table.height for table in accepted), bool), bad])
-    repeats = np.zeros(before.height, bool)
-    places = np.flatnonzero(~counted)
-    repeats[places] = rule.broken(before[places])
-    return repeats[before.height - frame.height :]
+def _seed(seed: int, part: int, attempt: int) -> int:
+    """Of an attempt at some of the places; the first is of the seed itself."""
+    if not part and not attempt:
+        return seed
+    return int(np.random.SeedSequence(seed, spawn_key=(2**20, part, attempt)).generate_state(1, np.uint64)[0] >> 1)

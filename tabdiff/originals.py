@@ -73,16 +73,20 @@ class Originals:
         _, high = _interval(self.paired / self.rows, self.rows)
         return _tail(copies, high * self.kept * rows) < _SIGNIFICANT
 
-    def in_excess(self, copies: Bool[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+    def in_excess(self, copies: Bool[np.ndarray, " rows"], rows: int = 0, stay: int = 0) -> Bool[np.ndarray, " rows"]:
         """Which copies are too many: rows up to and with such a one have more than as many real rows on average.
 
         So whether a row stays does not depend on the rows behind it, and of copies that chance explains few go: a walk that
         is pushed back at its mean.
+
+        Args:
+            copies: which rows are copies.
+            rows, stay: that came before them, and how many of those were copies that stayed.
         """
-        share, stay = self.kept * self.paired / max(self.rows, 1), 0
+        share = self.kept * self.paired / max(self.rows, 1)
         excess = np.zeros(len(copies), bool)
         for place in np.flatnonzero(copies).tolist():
-            excess[place] = stay + 1 > share * (place + 1)
+            excess[place] = stay + 1 > share * (rows + place + 1)
             stay += not excess[place]
         return excess
 
@@ -115,7 +119,7 @@ class CopyTest:
     def __init__(self, originals: Originals, none: bool) -> None:
         self.originals, self.none = originals, none
         self.accepted = 0  # copies that came out
-        self._rows = self._copies = 0
+        self._rows = self._copies = self._first = 0
 
     def excess(self, frame: pl.DataFrame, good: Bool[np.ndarray, " rows"], *, again: bool) -> Bool[np.ndarray, " rows"]:
         """Which rows of a canonical frame must be drawn anew, of those that are good so far; `again` if they were before.
@@ -136,7 +140,8 @@ class CopyTest:
             )
         if again:  # what may stay was counted among the rows of the first attempt
             return copies
-        excess = self.originals.in_excess(copies)
+        excess = self.originals.in_excess(copies, self._first, self.accepted)
+        self._first += len(copies)
         self.accepted += int((copies & ~excess).sum())
         return excess
 

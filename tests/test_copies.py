@@ -55,4 +55,5 @@ def test_of_copies_by_chance_nearly_all_stay_and_never_more_than_real_rows_have(
     stay = np.cumsum(copies & ~excess)
     assert (stay <= memory.paired / memory.rows * np.arange(1, 6001)).all()
     np.testing.assert_array_equal(memory.in_excess(copies[:700]), excess[:700])
+    np.testing.assert_array_equal(memory.in_excess(copies[700:], 700, int(stay[699])), excess[700:])
     assert memory.in_excess(np.ones(200, bool)).sum() == 200 - int(200 * memory.paired / memory.rows)

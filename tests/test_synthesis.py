@@ -295,6 +295,22 @@ def test_a_sample_of_copies_is_refused_or_drawn_anew(model, monkeypatch):
     assert_frame_equal(model.sample(200, config=SampleConfig(copies="keep")), usual)
 
 
+def test_little_is_in_hand_however_few_of_the_drawn_rows_come_out(model, monkeypatch):
+    monkeypatch.setattr("tabdiff.generation._PLACES", 32)
+    sizes: list[int] = []
+
+    def rich(frame: pl.DataFrame) -> pl.Series:
+        sizes.append(frame.height)
+        return frame["wage"] > 75
+
+    rows, report = drawn(model, 150, where=rich)
+    assert (rows.height, sum(sizes)) == (150, report.drawn)
+    assert (rows["wage"] > 75).all()
+    assert sizes[0] == 32  # five parts of at most so many places, with a try for each at first, then two, four ...
+    assert max(sizes) < report.drawn / 4
+    assert_frame_equal(model.sample(100, where=rich), rows[:100])
+
+
 def test_copies_in_excess_are_drawn_anew_and_other_rows_stay(model, monkeypatch):
     usual = model.sample(200, config=SampleConfig(copies="keep"))
     known = model.schema.conform(usual[60:200:28])
