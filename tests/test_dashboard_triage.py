@@ -21,7 +21,7 @@ from tabdiff.demo_workspace import FAILED, last_night, readings
 from tabdiff.errors import StoreError
 from tabdiff.operations import MonitorJob, ScoreJob, monitor, score_new
 from tabdiff.operations.inspection import inspect
-from tabdiff.operations.tuning import tuning
+from tabdiff.operations.tuning import _scores, tuning
 from tabdiff.store import Workspace
 from tabdiff.store.triage import Filter
 from tests.workspaces import orders, with_champion
@@ -224,6 +224,20 @@ def test_a_threshold_is_judged_by_scores_and_verdicts(workspace: Workspace) -> N
     workspace.sources.add("other", location="/nowhere")
     with pytest.raises(StoreError, match="has not scored 'other' yet"):
         tuning(workspace, "other", "orders")
+
+
+def test_scores_are_read_together_though_the_type_of_the_times_changed(tmp_path: Path) -> None:
+    hours = pl.Series("at", [datetime(2024, 1, 1), datetime(2024, 1, 2)])
+    berlin = hours.dt.replace_time_zone("UTC").dt.convert_time_zone("Europe/Berlin")
+    forms = [hours, hours.cast(pl.Datetime("ns")), hours.cast(pl.Date), berlin, hours.dt.to_string("%F")]
+    for number, times in enumerate(forms):
+        frame = pl.DataFrame({"score": [1.0, number], "at": times, "machine": [number, 1]})
+        frame.write_parquet(tmp_path / f"[{number}].parquet")
+    read = [_scores(str(tmp_path / f"[{number}].parquet"), ["at"], ["machine"]) for number in range(len(forms))]
+    found = pl.concat(read, how="diagonal").collect()
+    assert found["at"].to_list() == [*(4 * hours.to_list()), None, None]  # a text has no known form
+    assert found["score"].sum() == 15.0
+    assert found["machine"].dtype == pl.String
 
 
 # ---------------------------------------------------------------------------------------------- actions and greeting

@@ -115,17 +115,14 @@ def tuning(workspace: Workspace, source: str, model: str) -> Tuning:
         raise StoreError(
             f"{version} counts steps, which have no days; its threshold is its own, {about['threshold']:.3g}."
         )
-    frame = pl.scan_parquet([part["file"] for part in parts], extra_columns="ignore", missing_columns="insert")
     times = [about["time"]] if about is not None else []
     times += [column.name for column in bundle.schema.columns if column.role.value == "time"]
     times += [spec.column] if spec.column else []
-    known = frame.collect_schema()
-    when = next((name for name in times if name in known and known[name].is_temporal()), None)
-    read = (
-        frame.select("score", *([pl.col(when)] if when else [])).collect()
-        if about is None
-        else _stretches(frame, about)
-    )
+    also = [about["entity"]] if about is not None and about["entity"] is not None else []
+    scored = [_scores(part["file"], times, also) for part in parts]
+    when = next((name for name in times if any(name in part.collect_schema() for part in scored)), None)
+    frame = pl.concat(scored, how="diagonal")
+    read = frame.collect() if about is None else _stretches(frame, about)
     scores = np.sort(read["score"].to_numpy())
     counts, edges = np.histogram(np.log10(1 + np.maximum(scores, 0)), bins=_BINS)
     judged = [
@@ -141,6 +138,19 @@ def tuning(workspace: Workspace, source: str, model: str) -> Tuning:
     )
 
 
+def _scores(file: str, times: list[str], also: list[str]) -> pl.LazyFrame:
+    """Scores of a file; its times as UTC in microseconds, whatever the type of the source was then."""
+    scan = pl.scan_parquet(file, glob=False)
+    known, columns = scan.collect_schema(), [pl.col("score"), *(pl.col(name).cast(pl.String) for name in also)]
+    for name in dict.fromkeys(times):
+        dtype, time = known.get(name), pl.col(name)
+        if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+            time = time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        if isinstance(dtype, pl.Datetime | pl.Date):
+            columns.append(time.cast(pl.Datetime("us")))
+    return scan.select(columns)
+
+
 def _stretches(frame: pl.LazyFrame, about: dict[str, Any]) -> pl.DataFrame:
     """The highest score of each stretch of a window, of each recording: what calibration calls a block."""
     passed = (pl.col(about["time"]) - pl.col(about["time"]).min()).dt.total_microseconds()
@@ -152,7 +162,7 @@ def _stretches(frame: pl.LazyFrame, about: dict[str, Any]) -> pl.DataFrame:
 
 def _span(times: pl.Series) -> float | None:
     """Days from the first to the last, None if that is less than an hour."""
-    first, last = times.cast(pl.Datetime("us")).min(), times.cast(pl.Datetime("us")).max()
+    first, last = times.min(), times.max()
     if not isinstance(first, datetime) or not isinstance(last, datetime):
         return None
     days = (last - first).total_seconds() / 86_400
