@@ -69,7 +69,7 @@ def export(
     layout, digest = bundle.codec.layout, bundle.program_digest()
     traced = {
         "score": _trace(score, _score_example(layout, window_of(bundle)), _SCORE_INPUTS, _SCORE_OUTPUTS),
-        "step": _trace(step, _step_example(layout, score.denoiser.length), _STEP_INPUTS, _STEP_OUTPUTS),
+        "step": _trace(step, _step_example(bundle.drawn_layout, score.denoiser.length), _STEP_INPUTS, _STEP_OUTPUTS),
     }
     programs = {f"{name}.onnx": _finish(model, digest, "float32") for name, model in traced.items()}
     if fp16:

@@ -119,7 +119,7 @@ def _compare(bundle: Bundle, torch_runtime: TorchRuntime, precision: Precision) 
 
 def _compare_samples(bundle: Bundle, truth: Runtime, other: Runtime) -> tuple[float, float]:
     """Largest difference of a number and share of equal categories, at every step of whole chains, from the same state and noise."""
-    layout, model = bundle.codec.layout, bundle.model
+    layout, model = bundle.drawn_layout, bundle.model
     schedule = NoiseSchedule.of(model, bundle.tensors)
     condition = Condition.nothing(layout, _DRAWN_ROWS, model["length"])
     config = SampleConfig(steps=_STEPS, sampler="ddpm")  # type: ignore[call-arg] # ancestral steps use every input

@@ -39,6 +39,7 @@ from tabdiff.config import FitConfig, ScoreConfig
 from tabdiff.constraints import parse
 from tabdiff.errors import BundleError, TabdiffError
 from tabdiff.files import atomic_folder
+from tabdiff.layout import Layout
 from tabdiff.schema import Schema
 
 FORMAT = 2
@@ -94,6 +95,11 @@ class Bundle:
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
             digest.update(np.ascontiguousarray(tensor).tobytes())
         return digest.hexdigest()
+
+    @property
+    def drawn_layout(self) -> Layout:
+        """What the denoiser works on: the columns, and of a series what it is shown of the calendar."""
+        return self.codec.layout.beside([(name, states) for name, states in self.model.get("dials", ())])
 
     @property
     def constraints(self) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ moment projection, Boys et al. 2023). The network needs no training for it, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -133,14 +133,15 @@ class SeriesSampler:
 
     Args:
         runtime: runs it.
-        layout: slots and units of a place.
+        layout: slots and units of a place, without what the network is shown of the calendar.
         model, tensors: of the bundle.
     """
 
     def __init__(
         self, runtime: Runtime, layout: Layout, model: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
     ) -> None:
-        self.runtime, self.layout, self.length = runtime, layout, int(model["length"])
+        self._own, self.layout = layout, layout.beside([(name, states) for name, states in model.get("dials", ())])
+        self.runtime, self.length = runtime, int(model["length"])
         self.schedule = NoiseSchedule.of(model, tensors)
         self._mean = tensors["score.denoiser.mean"].astype(np.float64)
         self._posterior = Posterior(tensors["score.denoiser.basis"], tensors["score.denoiser.variance"])
@@ -152,12 +153,20 @@ class SeriesSampler:
         self._weight = (weight + _LEAST_WEIGHT).astype(np.float32)
 
     def draw(
-        self, known: Known, numbers: Sequence[int], *, steps: int, seed: int, strength: float = 1.0
+        self,
+        known: Known,
+        numbers: Sequence[int],
+        calendar: Callable[[int], Float32[np.ndarray, "k s"]] | None = None,
+        *,
+        steps: int,
+        seed: int,
+        strength: float = 1.0,
     ) -> Iterator[Float32[np.ndarray, "s k w"]]:
         """Yield the series of these numbers, several at a time, in order; each depends on the seed and its number only.
 
         Args:
             known: of all of them; K places, at least as many as a window has.
+            calendar: what the network is shown of it, for the series of a number; if it is shown any.
             steps: noise levels.
             strength: below 1, cells that are not given start from `known.x` noised to that time (SDEdit, Meng et al. 2022).
         """
@@ -165,17 +174,23 @@ class SeriesSampler:
         most = max(1, _NUMBERS // (places * self.layout.model_width * 4))
         for start in range(0, len(numbers), most):
             noise = np.stack([self._noise(places, seed, number) for number in numbers[start : start + most]], axis=1)
-            x, given = np.repeat(known.x[None], noise.shape[1], axis=0), known.given
+            x, given, allowed = np.repeat(known.x[None], noise.shape[1], axis=0), known.given, known.allowed
+            if calendar is not None:
+                shown = np.stack([calendar(number) for number in numbers[start : start + most]])
+                x = np.concatenate([x, shown], axis=2)
+                given = np.pad(given, ((0, 0), (0, len(self.layout.units) - given.shape[1])), constant_values=True)
+                allowed = np.pad(allowed, (0, shown.shape[2]), constant_values=1)
             if strength < 1:
-                yield self._denoise(x, given, known.allowed, _Noise(*noise[:2]), steps, strength)
+                done = self._denoise(x, given, allowed, _Noise(*noise[:2]), steps, strength)
+                yield done[..., : self._own.model_width]
                 continue
             drawn = self._skeleton(x, given, noise[2]) if places > self.length else np.zeros_like(given)
-            x = self._denoise(x, given | drawn, known.allowed, _Noise(*noise[:2]), steps, 1.0)
+            x = self._denoise(x, given | drawn, allowed, _Noise(*noise[:2]), steps, 1.0)
             if drawn.any():
                 # Categories are no part of the skeleton: all of them are drawn now.
                 blend = _Noise(noise[3], noise[4] * np.float32(self._blend))
-                x = self._denoise(x, given | ~drawn, known.allowed, blend, steps, self._blend)
-            yield x
+                x = self._denoise(x, given | ~drawn, allowed, blend, steps, self._blend)
+            yield x[..., : self._own.model_width]
 
     def _noise(self, places: int, seed: int, number: int) -> Float32[np.ndarray, "5 k u"]:
         """All randomness of one series, place by place: noise, and times to reveal categories; noise of the skeleton; and noise and
@@ -198,7 +213,7 @@ class SeriesSampler:
         """
         drawn = np.zeros_like(given)
         slots, most = self.layout.number_slots, len(given) - self.length
-        for start, end in runs_of(np.asarray(~given.any(axis=1))):
+        for start, end in runs_of(np.asarray(~given[:, : len(self._own.units)].any(axis=1))):
             first = start if end - start > self.length // 2 else end
             while first < end:
                 begin = min(max(first + 1 - self.length, 0), most)

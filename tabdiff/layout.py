@@ -12,6 +12,7 @@ process never touches them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -119,6 +120,17 @@ class Layout:
         for row, index in enumerate(self.category_units):
             padded[row, : widths[row]] = np.arange(self.units[index].start, self.units[index].start + widths[row])
         return padded
+
+    def beside(self, categories: Sequence[tuple[str, int]]) -> Layout:
+        """With further categories behind the units: names, and how many states each has. Without views if there are any."""
+        if not categories:
+            return self
+        columns, units = list(self.columns), list(self.units)
+        for name, states in categories:
+            start = units[-1].start + units[-1].width
+            units.append(Unit(len(columns), "category", start, states))
+            columns.append(name)
+        return Layout(tuple(columns), tuple(units))
 
     def units_of(self, column: int) -> tuple[int, ...]:
         """Indices of the units that make up a column."""

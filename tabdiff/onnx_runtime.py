@@ -198,10 +198,10 @@ class OnnxRuntime:
         return self._fixed[key](feed)
 
     def _check_shapes(self, bundle: Bundle, names: tuple[str, ...]) -> None:
-        layout = bundle.codec.layout
+        layout, drawn = bundle.codec.layout, bundle.drawn_layout
         expected = [
             {"x": layout.width, "present": len(layout.units)},
-            {"x": layout.model_width, "noise": len(layout.units), "allowed": layout.model_width},
+            {"x": drawn.model_width, "noise": len(drawn.units), "allowed": drawn.model_width},
         ]
         for name, session, widths in zip(names, (self._score, self._step), expected, strict=True):
             found = {value.name: value.shape[-1] for value in session.get_inputs()}

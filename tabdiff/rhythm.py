@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float32, Float64, Int
 
 from tabdiff.errors import ConfigError
 
@@ -25,6 +25,7 @@ Term = Literal["hour", "weekday", "week", "month"]
 TERMS: tuple[Term, ...] = ("hour", "weekday", "week", "month")
 _HOUR = 3_600_000_000  # microseconds
 _DAY = 24 * _HOUR
+_STATES = {"hour": 24, "weekday": 7, "month": 12}
 _CYCLE = {"hour": "day", "weekday": "week", "week": "week", "month": "year"}
 _CYCLE_LENGTH = {"hour": _DAY, "weekday": 7 * _DAY, "week": 7 * _DAY, "month": round(365.25 * _DAY)}
 # Cycles, at least half recorded, for a term to be tried. Of days a week: what holds from Monday to Thursday may not on Sunday.
@@ -158,6 +159,20 @@ class Rhythm:
                     spread += between.read(profile.spread[term])
             found[name] = (mean, np.exp(spread))
         return found
+
+    @property
+    def dials(self) -> list[tuple[str, int]]:
+        """What a network is shown of the calendar, and how many states each has: where the numbers have one, the rest has one, too."""
+        shown = {"hour": {"hour", "week"}, "weekday": {"weekday", "week"}, "month": {"month"}}
+        return [(name, _STATES[name]) for name, terms in shown.items() if terms & set(self.terms)]
+
+    def shown(self, places: Int[np.ndarray, " k"]) -> Float32[np.ndarray, "k s"]:
+        """The states of the dials at places, each as one of so many slots."""
+        if self.clock is None or not self.dials:
+            return np.zeros((len(places), 0), np.float32)
+        local = self.clock.local(places)
+        read = {"hour": local.dt.hour(), "weekday": local.dt.weekday() - 1, "month": local.dt.month() - 1}
+        return np.hstack([np.eye(states, dtype=np.float32)[read[name].to_numpy()] for name, states in self.dials])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads."""

@@ -18,6 +18,7 @@ from tabdiff.config import DataConfig, FitConfig, SeriesConfig
 from tabdiff.errors import TABLE, ConfigError, Problem, SchemaError
 from tabdiff.expectation import Expectation
 from tabdiff.files import fingerprint
+from tabdiff.layout import Layout
 from tabdiff.nn.assemble import build_denoiser, build_window_score, describe, report_of
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.programs import Step
@@ -103,7 +104,7 @@ def _fit(
     calibration, planted = calibrate(plan, recordings, schema, data, folds, spans, window, seed)
     length = network_length(codec, window)
     fold = Fold(tracks, folds[0])
-    denoiser, last = _learn(fold, codec, length, config, checkpoint, on_event, fingerprint(conformed))
+    denoiser, last = _learn(fold, codec, plan.rhythm, length, config, checkpoint, on_event, fingerprint(conformed))
     every = Fold(tracks, [np.zeros(len(track.x), bool) for track in tracks])
     windows, _ = every.windows(window, MOST_WINDOWS, seed)
     torch.manual_seed(seed)
@@ -132,7 +133,7 @@ def _fit(
         schema,
         codec,
         calibration,
-        {**describe(denoiser, report), "series": described},
+        {**describe(denoiser, report), "dials": [list(dial) for dial in plan.rhythm.dials], "series": described},
         tensors,
         fingerprint(conformed),
     )
@@ -209,6 +210,7 @@ def network_length(codec: Codec, window: int) -> int:
 def _learn(
     fold: Fold,
     codec: Codec,
+    rhythm: Rhythm,
     length: int,
     config: FitConfig,
     checkpoint: Path | None,
@@ -216,16 +218,17 @@ def _learn(
     data: str,
 ) -> tuple[Denoiser, TrainEvent | None]:
     """The network, for drawing and filling series."""
-    fold = Fold([_interpolated(track, codec) for track in fold.tracks], fold.held_out)
+    layout = codec.layout.beside(rhythm.dials)
+    fold = Fold([_learnable(track, codec, rhythm) for track in fold.tracks], fold.held_out)
     windows, seen = fold.windows(length, _TRAINING_WINDOWS, config.train.seed)
     held_out, held_seen = fold.windows(length, 2048, config.train.seed, held_out=True)
     torch.manual_seed(config.train.seed)
-    denoiser = build_denoiser(codec.layout, windows, config).to(resolve_device(config.train.device))
+    denoiser = build_denoiser(layout, windows, config).to(resolve_device(config.train.device))
     last = None
     for event in train(
         denoiser,
-        *_arrays(windows, seen, codec),
-        *_arrays(held_out if len(held_out) else windows[:2048], held_seen if len(held_out) else seen[:2048], codec),
+        *_arrays(windows, seen, layout),
+        *_arrays(held_out if len(held_out) else windows[:2048], held_seen if len(held_out) else seen[:2048], layout),
         config.train,
         checkpoint=checkpoint,
         identity=f"{data} {length} {config.model_dump_json(include={'data', 'process', 'network', 'series'})}",
@@ -236,21 +239,22 @@ def _learn(
     return denoiser, last
 
 
-def _interpolated(track: Track, codec: Codec) -> Track:
-    """Gaps of numbers as straight lines. No loss is taken there, but they are seen, and are part of the covariance."""
+def _learnable(track: Track, codec: Codec, rhythm: Rhythm) -> Track:
+    """What the network is shown: gaps of numbers as straight lines, and the calendar. No loss is taken there, but they are seen."""
     x, places = track.x.copy(), np.arange(len(track.x))
     for unit in (codec.layout.units[index] for index in codec.layout.number_units):
         seen = np.flatnonzero(track.observed[:, unit.column])
         if 0 < len(seen) < len(x):
             x[:, unit.start] = np.interp(places, seen, x[seen, unit.start])
-    return replace(track, x=x)
+    dials = rhythm.shown(track.first + places)
+    observed = np.pad(track.observed, ((0, 0), (0, len(rhythm.dials))))
+    return replace(track, x=np.hstack([x[:, : codec.layout.model_width], dials]), observed=observed)
 
 
 def _arrays(
-    windows: Float32[np.ndarray, "n t w"], seen: Bool[np.ndarray, "n t c"], codec: Codec
+    windows: Float32[np.ndarray, "n t w"], seen: Bool[np.ndarray, "n t c"], layout: Layout
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.from_numpy(np.ascontiguousarray(windows[..., : codec.layout.model_width]))
-    return x, torch.from_numpy(codec.layout.cells(seen))
+    return torch.from_numpy(np.ascontiguousarray(windows)), torch.from_numpy(layout.cells(seen))
 
 
 def _longest_silence(recordings: Sequence[Recording], codec: Codec) -> dict[str, int]:

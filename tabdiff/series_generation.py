@@ -5,7 +5,7 @@ Between the user's rows and `codenoising` lie the grid, the units of each entity
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,7 +138,8 @@ class SeriesGenerator:
         low, high = self._range(canvas.known)
         slots = self.layout.number_slots
         done = 0
-        for several in self.sampler.draw(canvas.known, numbers, steps=steps, seed=seed, strength=strength):
+        calendar = self._calendar(canvas, seed) if self.bundle.model.get("dials") else None
+        for several in self.sampler.draw(canvas.known, numbers, calendar, steps=steps, seed=seed, strength=strength):
             firsts = [canvas.first_of(number, seed) for number in numbers[done : done + len(several)]]
             done += len(several)
             several[..., slots] = np.clip(several[..., slots], low, high)
@@ -146,6 +147,11 @@ class SeriesGenerator:
             whole = self._decoded(several[:, : canvas.places].reshape(-1, several.shape[2]), canvas, firsts)
             for index in range(len(several)):
                 yield whole[index * canvas.places : (index + 1) * canvas.places]
+
+    def _calendar(self, canvas: Canvas, seed: int) -> Callable[[int], Float32[np.ndarray, "k s"]]:
+        """What the network is shown of the calendar, for the series of a number."""
+        places = np.arange(len(canvas.known.x))
+        return lambda number: self.plan.rhythm.shown(canvas.first_of(number, seed) + places)
 
     def table(
         self, canvas: Canvas, drawn: Iterator[pl.DataFrame], numbers: Sequence[int] | None = None, seed: int = 0

@@ -163,6 +163,7 @@ def build_window_score(
         times=nothing,
         noise=_probe_bank(codec.layout, 0, np.random.default_rng(0)),
         windows=views,
+        layout=codec.layout,
         **_of_codec(codec, len(windows)),
     )
 

@@ -66,7 +66,10 @@ def denoising_loss(
     blocks, categories = process.blocks, len(layout.category_units) * denoiser.length
     masked = (blocks.masked(x_t) & free[..., blocks.units]).to(x.dtype)
     entropy = -blocks.total(x * log_probability) * masked
-    loss = loss + categories * entropy.sum((1, 2)) / masked.sum((1, 2)).clamp_min(1.0)
+    counted = present[..., blocks.units].sum(
+        (1, 2)
+    )  # what a network is only shown, such as the calendar, is not asked for
+    loss = loss + counted * entropy.sum((1, 2)) / masked.sum((1, 2)).clamp_min(1.0)
     mean_loss: Tensor = loss.mean() / (directions + categories)
     return mean_loss
 
@@ -132,9 +135,18 @@ def show_in_order(
 
 def draw_given(
     layout: Layout, present: Bool[Tensor, "b t u"], share: float, generator: torch.Generator
-) -> Bool[Tensor, "b t u"]:
-    """Observation masks: in a `share` of rows each column is given with a probability drawn for that row."""
+) -> Bool[Tensor, "b t u"] | None:
+    """Observation masks, None if nothing is given.
+
+    Of rows with numbers: in a `share` of them each column is given with a probability drawn for that row. A window's numbers are given in
+    closed form; given are its categories that are nowhere present in it, such as the calendar: the network is shown them always.
+    """
     b, length, _ = present.shape
+    if length > 1:
+        category = torch.tensor([unit.kind == "category" for unit in layout.units], device=present.device)
+        return (category & ~present.any(dim=1, keepdim=True)).expand(present.shape)
+    if not layout.number_units:
+        return None
     chance = torch.rand((b, 1, 1), generator=generator)
     conditional = torch.rand((b, 1, 1), generator=generator) < share
     columns = torch.rand((b, length, len(layout.columns)), generator=generator) < chance

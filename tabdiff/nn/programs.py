@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from tabdiff.layout import Layout
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.kernel import KernelView, SubsetKernels, local_weights
 from tabdiff.nn.mixture import MixtureView
@@ -72,9 +73,13 @@ class Score(nn.Module):
         units_to_columns: Float[Tensor, "u c"],
         surprise: Float[Tensor, ""],
         windows: dict[str, WindowView] | None = None,
+        layout: Layout | None = None,
     ) -> None:
         super().__init__()
         self.windows = nn.ModuleDict(windows or {})
+        self.layout = (
+            layout or denoiser.process.layout
+        )  # of what is scored: a denoiser of windows may know the calendar beside it
         self.denoiser, self.kernels, self.mixture, self.subsets = denoiser, nn.ModuleDict(kernels), mixture, subsets
         buffers = {"usual_log": usual_log, "usual_level": usual_level, "times": times, "noise": noise, "bounds": bounds}
         buffers |= {"view_columns": view_columns, "units_to_columns": units_to_columns, "surprise": surprise}
@@ -92,7 +97,7 @@ class Score(nn.Module):
         self, x: Float[Tensor, "b t w"], present: Bool[Tensor, "b t u"], left_out: Tensor | None = None
     ) -> Float[Tensor, "b t v c"]:
         """Errors of every view. `left_out` (B,) names stored rows to ignore, for calibration on the stored rows."""
-        layout = self.denoiser.process.layout
+        layout = self.layout
         raw = x[..., layout.view("raw")].flatten(1)
         views = self._compared(x, raw, left_out) if len(self.kernels) else []
         if self.mixture is not None:
@@ -115,7 +120,7 @@ class Score(nn.Module):
         weights = local_weights(found.squared, levels, found.kept)
         errors = {"raw": kernels["raw"].errors(found.residual(weights[:, :-1]))}
         for name in list(kernels)[1:]:
-            errors[name] = kernels[name](x[..., self.denoiser.process.layout.view(name)].flatten(1), found.nearest)
+            errors[name] = kernels[name](x[..., self.layout.view(name)].flatten(1), found.nearest)
         shares, totals = (torch.stack(parts, dim=1) for parts in zip(*errors.values(), strict=True))
         first, *others = _mean_level(shares, totals, self.view_columns).unbind(1)
         usual = nn.functional.embedding(found.proposed, self.usual_log[:, None]).flatten(1)

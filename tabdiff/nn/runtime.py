@@ -77,7 +77,7 @@ def build_denoiser(layout: Layout, model: dict[str, Any], tensors: dict[str, np.
 def build_programs(bundle: Bundle) -> tuple[Score, Step]:
     """Score and Step with the bundle's weights; they share one denoiser."""
     tensors = {name.removeprefix("score."): torch.as_tensor(value) for name, value in bundle.tensors.items()}
-    denoiser = build_denoiser(bundle.codec.layout, bundle.model, bundle.tensors)
+    denoiser = build_denoiser(bundle.drawn_layout, bundle.model, bundle.tensors)
     count = bundle.model.get("neighbours", _NEIGHBOURS_BEFORE)
     parts: tuple[str, ...] = ("rows", "transform", "inverse", "levels", "penalty")
     kernels = {
@@ -95,7 +95,15 @@ def build_programs(bundle: Bundle) -> tuple[Score, Step]:
         for span in (Span(**values) for values in bundle.model.get("series", {}).get("spans", ()))
     }
     names = ("usual_log", "usual_level", "times", "noise", "bounds", "view_columns", "units_to_columns", "surprise")
-    score = Score(denoiser, kernels, mixture, subsets, **{name: tensors[name] for name in names}, windows=windows)
+    score = Score(
+        denoiser,
+        kernels,
+        mixture,
+        subsets,
+        **{name: tensors[name] for name in names},
+        windows=windows,
+        layout=bundle.codec.layout,
+    )
     score.load_state_dict(tensors)
     return score.eval(), Step(denoiser).eval()
 

@@ -239,13 +239,11 @@ class _State:
         offset = torch.rand((), generator=generator)
         t = ((torch.arange(self.batch) + offset) / self.batch).clamp_min(1e-4).to(device)
         noise = draw_noise(layout, (self.batch, x.shape[1]), generator).to(device)
-        given = None
         if self.denoiser.order:
             noise = show_in_order(noise.cpu(), layout, self.denoiser.order, config.in_order, generator).to(device)
         if layout.number_units:  # a category that is given looks like one that is not masked yet
             noise = decouple_categories(noise.cpu(), layout, generator).to(device)
-        if layout.number_units and self.denoiser.length == 1:  # a window's numbers are given in closed form
-            given = draw_given(layout, present[rows], config.condition_share, generator)
+        given = draw_given(layout, present[rows], config.condition_share, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.denoiser.train()
@@ -381,11 +379,7 @@ def _held_out_loss(x: Tensor, present: Tensor, state: _State, config: TrainConfi
     if state.denoiser.order:
         noise = show_in_order(noise, layout, state.denoiser.order, config.in_order, generator)
     noise = noise.to(x.device)
-    given = (
-        draw_given(layout, present, config.condition_share, generator)
-        if layout.number_units and x.shape[1] == 1
-        else None
-    )
+    given = draw_given(layout, present, config.condition_share, generator)
     averaged_model = copy.deepcopy(state.denoiser).eval()
     plain = Uncertainty(state.uncertainty.linear.out_features).to(x.device)
 
