@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from tabdiff.errors import SchemaError, TabdiffWarning
 from tabdiff.operations import ScoreJob, TrainJob, score_new, train
 from tabdiff.operations.training import columns_of
 from tabdiff.store import Workspace
+from tabdiff.store.ledger import in_words
 from tabdiff.store.spec import SourceSpec
-from tests.workspaces import QUICK, orders, with_champion
+from tests.workspaces import QUICK, orders, scored_ids, with_champion
 
 
 @pytest.fixture
@@ -60,3 +63,71 @@ def test_the_role_that_the_job_gives_counts() -> None:
     ):
         assert columns_of(TrainJob.of(source="a", model="a", columns=said), spec, frame) == found
     assert columns_of(TrainJob.of(source="a", model="a"), SourceSpec(location="/data"), hours(3, 0)) == {}
+
+
+def score(workspace: Workspace, **options: object) -> dict[str, object]:
+    found: dict[str, object] = score_new(
+        workspace, ScoreJob.of(**{"source": "orders", "model": "orders", "contamination": 0.05, **options})
+    )
+    return found
+
+
+@pytest.mark.parametrize("keys", [("order_id",), ()])
+def test_a_file_delivered_twice_under_another_name(on_sqlite: Workspace, data: Path, keys: tuple[str, ...]) -> None:
+    on_sqlite.sources.add("orders", location=str(data), keys=keys)
+    orders(20, 0).write_parquet(data / "a.parquet")
+    orders(20, 20).write_parquet(data / "b.parquet")  # of another content, and perhaps of the same size
+    assert score(on_sqlite)["findings"] == []
+    shutil.copy(data / "b.parquet", data / "b (1).parquet")
+    orders(1, 0).head(0).write_parquet(data / "c.parquet")
+    orders(1, 0).head(0).write_parquet(data / "d.parquet")  # an hour without rows is like another
+    done = score(on_sqlite)
+    assert done["rows"] == (0 if keys else 20)
+    (finding,) = done["findings"]  # type: ignore[misc]
+    assert (finding["kind"], finding["subject"]) == ("duplicate", "b (1).parquet")
+    assert "the same bytes as b.parquet" in finding["reason"]
+    if keys:
+        assert scored_ids(on_sqlite) == list(range(40))
+
+
+def test_a_file_that_changed_says_what_to_do(on_sqlite: Workspace, data: Path) -> None:
+    on_sqlite.sources.add("orders", location=str(data), keys=("order_id",))
+    orders(20, 0).write_parquet(data / "a.parquet")
+    score(on_sqlite)
+    orders(5, 0).write_parquet(data / "a.parquet")
+    done = score(on_sqlite)
+    assert (done["rows"], "tabdiff sources rescore" in str(done["findings"])) == (0, True)
+
+
+def test_a_new_column_is_told_of_once(on_sqlite: Workspace, data: Path) -> None:
+    on_sqlite.sources.add("orders", location=str(data))
+    for part in range(2):
+        orders(10, 10 * part).with_columns(cabin=pl.lit("x")).write_parquet(data / f"{part}.parquet")
+        with pytest.warns(TabdiffWarning, match="cabin"):
+            assert score(on_sqlite)["findings"] == []  # nothing that ends a strict run with 1
+    (event,) = on_sqlite.events.latest()
+    assert (event["kind"], event["subject"]) == ("source_new_column", "orders/cabin")
+    assert event["severity"] == "info"
+    assert "0.parquet has it" in event["detail"]["reason"]
+
+
+def test_a_growing_source_that_stops_says_where(on_sqlite: Workspace, data: Path) -> None:
+    on_sqlite.sources.add("orders", location=str(data), new="column", column="order_id")
+    orders(20, 0).drop("price").write_parquet(data / "a.parquet")
+    with pytest.raises(SchemaError, match=r"source 'orders', rows \(start,19\](.|\n)*column 'price'") as caught:
+        score(on_sqlite)
+    assert caught.value.problems[0].column == "price"
+
+
+def test_events_are_told_in_words() -> None:
+    for detail, words in (
+        ({"reason": "1 problem:\n  - column 'a'"}, "1 problem: - column 'a'"),
+        ({"version": 2, "reasons": ["there was no champion"]}, "version 2; there was no champion"),
+        ({"findings": ["a drifted", "b drifted"], "verdict": "drifted"}, "a drifted; b drifted"),
+        (
+            {"rows": 1200, "watermark": {"kind": "int", "value": 7}},
+            "1,200 rows came at or below 7 after it was passed; they are not scored",
+        ),
+        ({"version": 3, "by": "ann"}, "version 3, by ann"),
+    ):
+        assert in_words(detail) == words

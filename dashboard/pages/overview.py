@@ -9,6 +9,7 @@ import streamlit as st
 from dashboard import bars, charts, queries, triage, welcome
 from dashboard.state import ago, local, page, zone
 from dashboard.text import plain, table
+from tabdiff.store.ledger import in_words
 from tabdiff.store.triage import Filter
 
 _DAYS = 14
@@ -116,12 +117,7 @@ def _results() -> None:
                 "Severity": plain(event["severity"]),
                 "What": plain(event["kind"].replace("_", " ")),
                 "Of": plain(event["subject"]),
-                "Details": plain(
-                    "; ".join(map(str, event["detail"].get("findings", [])))
-                    or event["detail"].get("reason")
-                    or event["detail"],
-                    400,
-                ),
+                "Details": plain(in_words(event["detail"]), 400),
             }
             for event in findings
         ]
