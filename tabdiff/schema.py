@@ -38,6 +38,7 @@ __all__ = ["Column", "Kind", "Role", "Schema", "read_overrides"]
 Overrides = Mapping[str, Mapping[str, str]]
 
 MIN_ROWS = 2
+_NAMELESS = Problem("", "a column that is modelled needs a name", "none", 'Name it, or set role = "ignore" for "".')
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class Schema:
         columns, problems = [], []
         for series in table:
             column = guess(series, checked.get(series.name, {}))
-            if column.canonical:
+            if column.modelled and not series.name:  # an index that a spreadsheet or pandas wrote, as a rule
+                problems.append(_NAMELESS)
+            elif column.canonical:
                 column, problem = measure(series, column)
                 problems += [problem] if problem else []
             columns.append(column)
@@ -128,7 +131,7 @@ class Schema:
                 result.append(table[column.name])
         if problems:
             raise SchemaError(problems)
-        return pl.DataFrame(result)
+        return pl.DataFrame({values.name: values for values in result})  # a list would rename a column without a name
 
     def without_known_anomalies(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The rows of a conformed table that no column of role `label` marks."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+import tabdiff
 from tabdiff.errors import SchemaError, TabdiffWarning
 from tabdiff.operations import ScoreJob, TrainJob, score_new, train
 from tabdiff.operations.training import columns_of
@@ -117,6 +118,17 @@ def test_a_growing_source_that_stops_says_where(on_sqlite: Workspace, data: Path
     with pytest.raises(SchemaError, match=r"source 'orders', rows \(start,19\](.|\n)*column 'price'") as caught:
         score(on_sqlite)
     assert caught.value.problems[0].column == "price"
+
+
+def test_a_column_without_a_name_is_carried_along_or_refused() -> None:
+    """Spreadsheets and pandas write an index under an empty heading."""
+    frame = pl.DataFrame({"": range(30), "a": [n % 7 + 0.5 for n in range(30)]})
+    schema = tabdiff.Schema.infer(frame)
+    assert schema.conform(frame).equals(frame)
+    numbers = frame.with_columns(pl.col("a").alias(""))
+    with pytest.raises(SchemaError, match=r"needs a name; .* role = \"ignore\""):
+        tabdiff.Schema.infer(numbers)
+    assert tabdiff.Schema.infer(numbers, overrides={"": {"role": "ignore"}}).conform(numbers).columns == ["", "a"]
 
 
 def test_events_are_told_in_words() -> None:

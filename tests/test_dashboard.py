@@ -103,6 +103,7 @@ def test_text_from_data_is_literal() -> None:
     assert literal("a\u202eb\x00c\r\nd") == "ab c d"
     assert literal("x" * 300) == "x" * 199 + "…"
     assert literal(None) == "missing"
+    assert literal("__other__") == "a rare value"  # what a model calls it is nobody's word for it
 
 
 def test_csv_holds_no_formula() -> None:
