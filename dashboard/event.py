@@ -9,7 +9,7 @@ import polars as pl
 import streamlit as st
 
 from dashboard import access, charts, lanes, queries, recordings, state
-from dashboard.text import literal, plain
+from dashboard.text import about, literal, plain
 from tabdiff.operations.accepting import accept_level
 from tabdiff.operations.tracing import Trace
 
@@ -92,10 +92,14 @@ def show(alert: dict[str, Any], found: dict[str, Any], verdict: str) -> None:
 def _sentence(alert: dict[str, Any], reason: dict[str, Any]) -> str:
     if alert["kind"] == "silent":
         return "sent nothing although others did"
-    said = f"was **{plain(reason.get('value', alert['values'].get(reason['column'])), 60)}** at the peak"
+    value = reason.get("value", alert["values"].get(reason["column"]))
+    said = f"was **{plain(value, 60)}** at the peak"
     low, high = reason.get("low"), reason.get("high")
     if low is not None and high is not None:
-        return f"{said}; from the other sensors and the time before and after, {plain(low, 60)} to {plain(high, 60)} would be expected"
+        band = f"{plain(about(low), 60)} to {plain(about(high), 60)}"
+        if isinstance(value, int | float) and low <= value <= high:  # what carries an event may be in order at its peak
+            return f"{said}, within the {band} that would be expected there: look at all of the event"
+        return f"{said}; from the other sensors and the time before and after, {band} would be expected"
     return f"{said}; from the other sensors and the time before and after, {plain(reason['expected'], 60)} would be expected"
 
 

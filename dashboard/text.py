@@ -35,6 +35,11 @@ def literal(value: Any, longest: int = _LONGEST) -> str:
     return clean if len(clean) <= longest else f"{clean[: longest - 1]}…"
 
 
+def about(value: Any) -> Any:
+    """A number of which only the size matters, such as the end of a band: four digits. Anything else as it is."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
 def plain(value: Any, longest: int = _LONGEST) -> str:
     """The same for labels, captions and headings, which Streamlit reads as Markdown."""
     broken = _FOUND_LATER.sub(lambda found: found[0] + _JOINER, literal(value, longest))

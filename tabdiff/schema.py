@@ -20,7 +20,7 @@ import difflib
 import tomllib
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ class Schema:
         for column in self.columns:
             if column.name not in table.columns:
                 if column.modelled:
-                    problems.append(_missing(column, extra))
+                    problems.append(_missing(column, extra, known))
             elif column.canonical:
                 values, problem = to_canonical(table[column.name], column)
                 result.append(values)
@@ -233,8 +233,12 @@ def _table_problem(rule: str, evidence: str, cure: str) -> SchemaError:
     return SchemaError([Problem(TABLE, rule, evidence, cure)])
 
 
-def _missing(column: Column, extra: Sequence[str]) -> Problem:
-    near = difflib.get_close_matches(column.name, extra, n=1, cutoff=0.5)
+def _missing(column: Column, extra: Sequence[str], known: Iterable[str]) -> Problem:
+    """A column that is not there; the cure may be to rename one that is like it, unless that is like another one in all but case."""
+    folded = {name.casefold(): name for name in extra}
+    same = folded.get(column.name.casefold())
+    free = [name for fold, name in folded.items() if fold not in {each.casefold() for each in known}]
+    near = [same] if same else difflib.get_close_matches(column.name, free, n=1, cutoff=0.5)
     cure = f"Rename {near[0]!r}." if near else "Add the column, with empty values if they are not known."
     return Problem(column.name, "the model was fitted with this column", "no such column", cure)
 

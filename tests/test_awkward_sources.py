@@ -11,6 +11,7 @@ import pytest
 
 import tabdiff
 from tabdiff.errors import SchemaError, TabdiffWarning
+from tabdiff.evaluate.report import evaluate
 from tabdiff.operations import ScoreJob, TrainJob, score_new, train
 from tabdiff.operations.training import columns_of
 from tabdiff.store import Workspace
@@ -129,6 +130,25 @@ def test_a_column_without_a_name_is_carried_along_or_refused() -> None:
     with pytest.raises(SchemaError, match=r"needs a name; .* role = \"ignore\""):
         tabdiff.Schema.infer(numbers)
     assert tabdiff.Schema.infer(numbers, overrides={"": {"role": "ignore"}}).conform(numbers).columns == ["", "a"]
+
+
+def test_a_name_is_suggested_for_one_missing_column() -> None:
+    schema = tabdiff.Schema.infer(
+        pl.DataFrame({"Age": [1.5, 2.5, 3.5], "Fare": [1.5, 2.5, 3.5], "Weight": [1.0, 2.0, 4.5]})
+    )
+    with pytest.raises(SchemaError) as caught:
+        schema.conform(pl.DataFrame({"age": [1.5], "weigth": [2.0], "x": [0.5]}))
+    cures = {problem.column: problem.cure for problem in caught.value.problems}
+    assert cures["Age"] == "Rename 'age'."
+    assert cures["Weight"] == "Rename 'weigth'."
+    assert "Rename" not in cures["Fare"]
+
+
+def test_a_table_that_is_its_own_copy_is_not_praised_for_privacy() -> None:
+    frame = pl.DataFrame({"a": [n * 1.5 for n in range(60)], "b": ["x", "y", "z"] * 20})
+    (check,) = evaluate(frame, frame).privacy.checks
+    assert not check.tested
+    assert "60 of 60 rows equal a real one" in check.found
 
 
 def test_events_are_told_in_words() -> None:

@@ -8,7 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboard import access, launch
-from dashboard.text import csv_bytes, literal, plain
+from dashboard.text import about, csv_bytes, literal, plain
 from tabdiff.errors import ConfigError
 from tabdiff.store import Workspace
 
@@ -103,6 +103,7 @@ def test_text_from_data_is_literal() -> None:
     assert literal("a\u202eb\x00c\r\nd") == "ab c d"
     assert literal("x" * 300) == "x" * 199 + "…"
     assert literal(None) == "missing"
+    assert [literal(about(value)) for value in (3.78347, 123456.0, "a", None)] == ["3.783", "123500", "a", "missing"]
     assert literal("__other__") == "a rare value"  # what a model calls it is nobody's word for it
 
 
