@@ -119,7 +119,7 @@ def _sentence(value: Any, low: Any, high: Any, expected: Any) -> str:
     said = plain(value, 60)
     if low is not None and high is not None:
         return f"is **{said}**; from the rest of the row {plain(about(low), 60)} to {plain(about(high), 60)} would be expected"
-    return f"is **{said}**; from the rest of the row {plain(expected, 60)} would be expected"
+    return f"is **{said}**; from the rest of the row {plain(about(expected), 60)} would be expected"
 
 
 def _stored(alert: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def because(alert: dict[str, Any]) -> str:
     said = []
     for reason in alert["reasons"][:2]:
         value = literal(reason.get("value", alert["values"].get(reason["column"])), 40)
-        said.append(f"{reason['column']} {value} (expected {literal(reason['expected'], 40)})")
+        said.append(f"{reason['column']} {value} (expected {literal(about(reason['expected']), 40)})")
     return ", ".join(said)
 
 
@@ -100,7 +100,7 @@ def _sentence(alert: dict[str, Any], reason: dict[str, Any]) -> str:
         if isinstance(value, int | float) and low <= value <= high:  # what carries an event may be in order at its peak
             return f"{said}, within the {band} that would be expected there: look at all of the event"
         return f"{said}; from the other sensors and the time before and after, {band} would be expected"
-    return f"{said}; from the other sensors and the time before and after, {plain(reason['expected'], 60)} would be expected"
+    return f"{said}; from the other sensors and the time before and after, {plain(about(reason['expected']), 60)} would be expected"
 
 
 def provisional(frame: pl.DataFrame) -> str:

@@ -15,6 +15,7 @@ from tabdiff.files import write
 
 _JOINER = "\u2060"  # takes no room; breaks what is found in text after Markdown has been read
 _LONGEST = 200
+_LONG_NUMBER = re.compile(r"-?\d+\.\d{5,}(e-?\d+)?")
 _POOLED = {"__other__": "a rare value"}  # the state that a model pools rare categories in
 # Streamlit finds icons, emoji and addresses in text whatever is escaped.
 _FOUND_LATER = re.compile(r":(?=[\w+/-]+:)|:(?=//)|(?<=www)(?=\.)|@", re.IGNORECASE)
@@ -36,7 +37,9 @@ def literal(value: Any, longest: int = _LONGEST) -> str:
 
 
 def about(value: Any) -> Any:
-    """A number of which only the size matters, such as the end of a band: four digits. Anything else as it is."""
+    """A number of which only the size matters, such as the end of a band: four digits, also if it is text with many. Else as it is."""
+    if isinstance(value, str) and _LONG_NUMBER.fullmatch(value):
+        value = float(value)
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 

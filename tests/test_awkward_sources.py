@@ -136,7 +136,7 @@ def test_a_name_is_suggested_for_one_missing_column() -> None:
     schema = tabdiff.Schema.infer(
         pl.DataFrame({"Age": [1.5, 2.5, 3.5], "Fare": [1.5, 2.5, 3.5], "Weight": [1.0, 2.0, 4.5]})
     )
-    with pytest.raises(SchemaError) as caught:
+    with pytest.warns(TabdiffWarning, match="weigth"), pytest.raises(SchemaError) as caught:
         schema.conform(pl.DataFrame({"age": [1.5], "weigth": [2.0], "x": [0.5]}))
     cures = {problem.column: problem.cure for problem in caught.value.problems}
     assert cures["Age"] == "Rename 'age'."

@@ -104,6 +104,11 @@ def test_text_from_data_is_literal() -> None:
     assert literal("x" * 300) == "x" * 199 + "…"
     assert literal(None) == "missing"
     assert [literal(about(value)) for value in (3.78347, 123456.0, "a", None)] == ["3.783", "123500", "a", "missing"]
+    assert [literal(about(text)) for text in ("-1.5386891225706318", "0.31", "10.0.00001")] == [
+        "-1.539",
+        "0.31",
+        "10.0.00001",
+    ]
     assert literal("__other__") == "a rare value"  # what a model calls it is nobody's word for it
 
 

@@ -66,7 +66,12 @@ def _sources() -> None:
     for line in lines[:_LINES]:
         name = plain(line["source"]) + (f" by {plain(line['model'])}" if line["model"] else ", no model")
         facts = f"{line['rows']:,} rows, scored {ago(line['scored'])}, watched {ago(line['watched'])}"
-        why = plain(line["why"] or "scored, and like the rows of the fit")
+        like = (
+            ", and like the rows of the fit"
+            if line["watched"]
+            else "; nobody looked for drift yet (tabdiff run monitor)"
+        )
+        why = plain(line["why"] or f"scored{like}")
         st.markdown(f"**{triage.STATES[line['state']]}**: {name}  \n{why} ({facts})")
     if len(lines) > _LINES:
         st.caption(f"and {len(lines) - _LINES} more, in no worse state")
