@@ -38,7 +38,10 @@ def lasted(alert: dict[str, Any]) -> str:
     if alert["at"] is None:
         places = (alert["last_place"] or 0) - (alert["first_place"] or 0) + 1
         return f"{places:,} place{'s' if places > 1 else ''}{going}"
-    return f"{state.lasting((alert['ended'] or alert['at']) - alert['at'])}{going}"
+    length = (alert["ended"] or alert["at"]) - alert["at"]
+    return (
+        f"{state.lasting(length) if length else '1 place'}{going}"  # nobody calls the one reading that it is 0 s long
+    )
 
 
 def because(alert: dict[str, Any]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from dashboard import access, launch
+from dashboard import access, event, launch
 from dashboard.text import about, csv_bytes, literal, plain
 from tabdiff.errors import ConfigError
 from tabdiff.store import Workspace
@@ -117,3 +118,10 @@ def test_csv_holds_no_formula() -> None:
 
     frame = pl.DataFrame({"=1+1": ["=cmd|' /C calc'!A0", "-2", "plain"], "n": [-1, 2, 3]})
     assert csv_bytes(frame).decode().splitlines() == ["'=1+1,n", "'=cmd|' /C calc'!A0,-1", "'-2,2", "plain,3"]
+
+
+def test_an_event_of_one_reading_lasts_one_place() -> None:
+    begun = datetime(2026, 3, 1, tzinfo=UTC)
+    alert = {"kind": "event", "open": False, "at": begun, "ended": begun}
+    assert event.lasted(alert) == "1 place"
+    assert event.lasted({**alert, "ended": begun + timedelta(minutes=5), "open": True}) == "5 min, still open"
