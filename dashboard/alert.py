@@ -10,7 +10,7 @@ import polars as pl
 import streamlit as st
 
 from dashboard import access, charts, event, queries, state, triage
-from dashboard.text import literal, plain
+from dashboard.text import about, literal, plain
 from tabdiff.errors import TabdiffError
 
 VERDICTS = event.VERDICTS
@@ -118,8 +118,8 @@ def show(number: int) -> None:
 def _sentence(value: Any, low: Any, high: Any, expected: Any) -> str:
     said = plain(value, 60)
     if low is not None and high is not None:
-        return f"is **{said}**; from the rest of the row {plain(low, 60)} to {plain(high, 60)} would be expected"
-    return f"is **{said}**; from the rest of the row {plain(expected, 60)} would be expected"
+        return f"is **{said}**; from the rest of the row {plain(about(low), 60)} to {plain(about(high), 60)} would be expected"
+    return f"is **{said}**; from the rest of the row {plain(about(expected), 60)} would be expected"
 
 
 def _stored(alert: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ def _more(alert: dict[str, Any], found: dict[str, Any]) -> None:
                 for name, value in found["repair"].items()
             ]
             st.dataframe(pl.DataFrame(lines), hide_index=True, alt="Table of the changes of the smallest repair")
-            ending = "then the row is normal" if found["normal"] else "even then the row is not normal"
+            ending = "the row is normal" if found["normal"] else "even then the row is not normal"
             st.caption(f"With these values {ending} (p = {found['repaired_p_value']:.3g}).")
     with nearest:
         if not found["nearest"]:

@@ -9,7 +9,7 @@ import polars as pl
 import streamlit as st
 
 from dashboard import access, charts, lanes, queries, recordings, state
-from dashboard.text import literal, plain
+from dashboard.text import about, literal, plain
 from tabdiff.operations.accepting import accept_level
 from tabdiff.operations.tracing import Trace
 
@@ -38,7 +38,10 @@ def lasted(alert: dict[str, Any]) -> str:
     if alert["at"] is None:
         places = (alert["last_place"] or 0) - (alert["first_place"] or 0) + 1
         return f"{places:,} place{'s' if places > 1 else ''}{going}"
-    return f"{state.lasting((alert['ended'] or alert['at']) - alert['at'])}{going}"
+    length = (alert["ended"] or alert["at"]) - alert["at"]
+    return (
+        f"{state.lasting(length) if length else '1 place'}{going}"  # nobody calls the one reading that it is 0 s long
+    )
 
 
 def because(alert: dict[str, Any]) -> str:
@@ -48,7 +51,7 @@ def because(alert: dict[str, Any]) -> str:
     said = []
     for reason in alert["reasons"][:2]:
         value = literal(reason.get("value", alert["values"].get(reason["column"])), 40)
-        said.append(f"{reason['column']} {value} (expected {literal(reason['expected'], 40)})")
+        said.append(f"{reason['column']} {value} (expected {literal(about(reason['expected']), 40)})")
     return ", ".join(said)
 
 
@@ -92,11 +95,15 @@ def show(alert: dict[str, Any], found: dict[str, Any], verdict: str) -> None:
 def _sentence(alert: dict[str, Any], reason: dict[str, Any]) -> str:
     if alert["kind"] == "silent":
         return "sent nothing although others did"
-    said = f"was **{plain(reason.get('value', alert['values'].get(reason['column'])), 60)}** at the peak"
+    value = reason.get("value", alert["values"].get(reason["column"]))
+    said = f"was **{plain(value, 60)}** at the peak"
     low, high = reason.get("low"), reason.get("high")
     if low is not None and high is not None:
-        return f"{said}; from the other sensors and the time before and after, {plain(low, 60)} to {plain(high, 60)} would be expected"
-    return f"{said}; from the other sensors and the time before and after, {plain(reason['expected'], 60)} would be expected"
+        band = f"{plain(about(low), 60)} to {plain(about(high), 60)}"
+        if isinstance(value, int | float) and low <= value <= high:  # what carries an event may be in order at its peak
+            return f"{said}, within the {band} that would be expected there: look at all of the event"
+        return f"{said}; from the other sensors and the time before and after, {band} would be expected"
+    return f"{said}; from the other sensors and the time before and after, {plain(about(reason['expected']), 60)} would be expected"
 
 
 def provisional(frame: pl.DataFrame) -> str:

@@ -163,7 +163,9 @@ def health(workspace: Workspace) -> list[dict[str, Any]]:
 def _left_out(run: dict[str, Any] | None) -> str:
     """What the last run of a source could not score and no later one will by itself; empty if that is nothing."""
     findings = ((run or {}).get("result") or {}).get("findings", [])
-    lasting = [f"{each['subject']}: {each['reason']}" for each in findings if each["kind"] != "unfinished"]
+    lasting = [
+        f"{each['subject']}: {each['reason']}" for each in findings if each["kind"] not in ("unfinished", "duplicate")
+    ]
     more = f" (and {len(lasting) - 1} more)" if len(lasting) > 1 else ""
     return f"{lasting[0]}{more}" if lasting else ""
 

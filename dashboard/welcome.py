@@ -92,6 +92,7 @@ def greet(workspace: Workspace) -> None:
     """Say what to do first, and offer the demo."""
     demo = Demo(workspace.home)
     st.markdown("#### There is nothing here yet. Two ways to begin:")
+    st.caption(f"Workspace: {plain(workspace.home)}. If there should be something, TABDIFF_HOME names another folder.")
     left, right = st.columns(2, gap="large")
     with left, st.container(border=True):
         st.markdown("**Look around first**")

@@ -48,13 +48,15 @@ class Problem:
 
 
 class SchemaError(TabdiffError):
-    """A table is not what the schema says. Lists every problem, not only the first."""
+    """A table is not what the schema says. Lists every problem, not only the first; `where` says which rows it is of."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[Problem], where: str = "") -> None:
         self.problems = tuple(problems)
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
         noun = "problem" if len(self.problems) == 1 else "problems"
-        super().__init__(f"the table does not fit the schema, {len(self.problems)} {noun}:\n{lines}")
+        super().__init__(
+            f"{where and where + ': '}the table does not fit the schema, {len(self.problems)} {noun}:\n{lines}"
+        )
 
 
 class ConfigError(TabdiffError):

@@ -25,7 +25,7 @@ from tabdiff.planting import Plant
 from tabdiff.series_fit import fit_series
 from tabdiff.series_picture import draw
 from tabdiff.sources import read
-from tabdiff.terminal import table_of
+from tabdiff.terminal import count, table_of
 
 _FILE = Path("datasets", "data", "Daphnet_S06R02E0", "S06R02E0.csv")
 _TRAIN = 4500  # of 7,040 readings, 64 a second
@@ -89,7 +89,7 @@ def watch(
     say(table_of(lines, dict.fromkeys(lines[0]), 1))
     report = model.bundle.model["report"]["planted"]
     words = (
-        f"As it is, the rest of the walk has {untouched} events. With faults it has {scores.events.height}. Of {report['planted']} other faults, planted into "
+        f"As it is, the rest of the walk has {count(untouched, 'event')}. With faults it has {scores.events.height}. Of {report['planted']} other faults, planted into "
         f"held-out time when the model was fitted, it finds {report['found']:.0%}; windowed principal components find {report['control']:.0%}. "
         f"Look at {picture}."
     )

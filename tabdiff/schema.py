@@ -20,7 +20,7 @@ import difflib
 import tomllib
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ __all__ = ["Column", "Kind", "Role", "Schema", "read_overrides"]
 Overrides = Mapping[str, Mapping[str, str]]
 
 MIN_ROWS = 2
+_NAMELESS = Problem("", "a column that is modelled needs a name", "none", 'Name it, or set role = "ignore" for "".')
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class Schema:
         columns, problems = [], []
         for series in table:
             column = guess(series, checked.get(series.name, {}))
-            if column.canonical:
+            if column.modelled and not series.name:  # an index that a spreadsheet or pandas wrote, as a rule
+                problems.append(_NAMELESS)
+            elif column.canonical:
                 column, problem = measure(series, column)
                 problems += [problem] if problem else []
             columns.append(column)
@@ -119,7 +122,7 @@ class Schema:
         for column in self.columns:
             if column.name not in table.columns:
                 if column.modelled:
-                    problems.append(_missing(column, extra))
+                    problems.append(_missing(column, extra, known))
             elif column.canonical:
                 values, problem = to_canonical(table[column.name], column)
                 result.append(values)
@@ -128,7 +131,7 @@ class Schema:
                 result.append(table[column.name])
         if problems:
             raise SchemaError(problems)
-        return pl.DataFrame(result)
+        return pl.DataFrame({values.name: values for values in result})  # a list would rename a column without a name
 
     def without_known_anomalies(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The rows of a conformed table that no column of role `label` marks."""
@@ -230,8 +233,12 @@ def _table_problem(rule: str, evidence: str, cure: str) -> SchemaError:
     return SchemaError([Problem(TABLE, rule, evidence, cure)])
 
 
-def _missing(column: Column, extra: Sequence[str]) -> Problem:
-    near = difflib.get_close_matches(column.name, extra, n=1, cutoff=0.5)
+def _missing(column: Column, extra: Sequence[str], known: Iterable[str]) -> Problem:
+    """A column that is not there; the cure may be to rename one that is like it, unless that is like another one in all but case."""
+    folded = {name.casefold(): name for name in extra}
+    same = folded.get(column.name.casefold())
+    free = [name for fold, name in folded.items() if fold not in {each.casefold() for each in known}]
+    near = [same] if same else difflib.get_close_matches(column.name, free, n=1, cutoff=0.5)
     cure = f"Rename {near[0]!r}." if near else "Add the column, with empty values if they are not known."
     return Problem(column.name, "the model was fitted with this column", "no such column", cure)
 

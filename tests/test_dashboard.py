@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from dashboard import access, launch
-from dashboard.text import csv_bytes, literal, plain
+from dashboard import access, event, launch
+from dashboard.text import about, csv_bytes, literal, plain
 from tabdiff.errors import ConfigError
 from tabdiff.store import Workspace
 
@@ -103,6 +104,13 @@ def test_text_from_data_is_literal() -> None:
     assert literal("a\u202eb\x00c\r\nd") == "ab c d"
     assert literal("x" * 300) == "x" * 199 + "…"
     assert literal(None) == "missing"
+    assert [literal(about(value)) for value in (3.78347, 123456.0, "a", None)] == ["3.783", "123500", "a", "missing"]
+    assert [literal(about(text)) for text in ("-1.5386891225706318", "0.31", "10.0.00001")] == [
+        "-1.539",
+        "0.31",
+        "10.0.00001",
+    ]
+    assert literal("__other__") == "a rare value"  # what a model calls it is nobody's word for it
 
 
 def test_csv_holds_no_formula() -> None:
@@ -110,3 +118,10 @@ def test_csv_holds_no_formula() -> None:
 
     frame = pl.DataFrame({"=1+1": ["=cmd|' /C calc'!A0", "-2", "plain"], "n": [-1, 2, 3]})
     assert csv_bytes(frame).decode().splitlines() == ["'=1+1,n", "'=cmd|' /C calc'!A0,-1", "'-2,2", "plain,3"]
+
+
+def test_an_event_of_one_reading_lasts_one_place() -> None:
+    begun = datetime(2026, 3, 1, tzinfo=UTC)
+    alert = {"kind": "event", "open": False, "at": begun, "ended": begun}
+    assert event.lasted(alert) == "1 place"
+    assert event.lasted({**alert, "ended": begun + timedelta(minutes=5), "open": True}) == "5 min, still open"

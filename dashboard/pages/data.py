@@ -15,6 +15,7 @@ from dashboard.text import literal, plain
 from tabdiff.columns import Kind, Role
 from tabdiff.operations.jobs import MonitorJob, ScoreJob, TrainJob
 from tabdiff.operations.looking import UPLOADED
+from tabdiff.store.ledger import in_words
 
 _NEW = {
     "file": "files not seen before",
@@ -308,9 +309,8 @@ def overview(source: str) -> None:
     st.subheader("Data quality")
     show_findings(found["findings"])
     for event in records.findings_of(source):
-        reason = event["detail"].get("reason") or event["detail"].get("findings") or event["detail"].get("rows") or ""
         st.markdown(
-            f"{_ICONS[event['severity']]} {plain(event['kind'])} {plain(event['subject'])} ({plain(ago(event['created']))}): {plain(reason, 300)}"
+            f"{_ICONS[event['severity']]} {plain(event['kind'].replace('_', ' '))} {plain(event['subject'])} ({plain(ago(event['created']))}): {plain(in_words(event['detail']), 300)}"
         )
     with st.expander("First rows"):
         show_sample(found)

@@ -9,6 +9,7 @@ import streamlit as st
 from dashboard import bars, charts, queries, triage, welcome
 from dashboard.state import ago, local, page, zone
 from dashboard.text import plain, table
+from tabdiff.store.ledger import in_words
 from tabdiff.store.triage import Filter
 
 _DAYS = 14
@@ -65,7 +66,12 @@ def _sources() -> None:
     for line in lines[:_LINES]:
         name = plain(line["source"]) + (f" by {plain(line['model'])}" if line["model"] else ", no model")
         facts = f"{line['rows']:,} rows, scored {ago(line['scored'])}, watched {ago(line['watched'])}"
-        why = plain(line["why"] or "scored, and like the rows of the fit")
+        like = (
+            ", and like the rows of the fit"
+            if line["watched"]
+            else "; nobody looked for drift yet (tabdiff run monitor)"
+        )
+        why = plain(line["why"] or f"scored{like}")
         st.markdown(f"**{triage.STATES[line['state']]}**: {name}  \n{why} ({facts})")
     if len(lines) > _LINES:
         st.caption(f"and {len(lines) - _LINES} more, in no worse state")
@@ -116,12 +122,7 @@ def _results() -> None:
                 "Severity": plain(event["severity"]),
                 "What": plain(event["kind"].replace("_", " ")),
                 "Of": plain(event["subject"]),
-                "Details": plain(
-                    "; ".join(map(str, event["detail"].get("findings", [])))
-                    or event["detail"].get("reason")
-                    or event["detail"],
-                    400,
-                ),
+                "Details": plain(in_words(event["detail"]), 400),
             }
             for event in findings
         ]

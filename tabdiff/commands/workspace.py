@@ -79,7 +79,15 @@ def runs(limit: LimitOption = 20, as_json: JsonOption = False) -> Outcome:
 
 def events(limit: LimitOption = 20, as_json: JsonOption = False) -> Outcome:
     """What somebody should know: files that cannot be read, late rows, drift, promotions."""
-    return _listed("events", _open().events.latest(limit), ("created", "severity", "kind", "subject", "detail"))
+    found = _open().events.latest(limit)
+    from tabdiff.store.ledger import in_words
+
+    shown = [
+        {**event, "created": f"{event['created']:%Y-%m-%d %H:%M}", "detail": in_words(event["detail"])}
+        for event in found
+    ]
+    outcome = _listed("events", shown, ("created", "severity", "kind", "subject", "detail"))
+    return Outcome({"events": found}, outcome.shown)
 
 
 def scores(limit: LimitOption = 20, as_json: JsonOption = False) -> Outcome:

@@ -24,6 +24,8 @@ from tabdiff.store.spec import SourceSpec
 if TYPE_CHECKING:
     from tabdiff.model import Model
 
+NEW_COLUMN = "new_column"  # a kind of finding that is told of once and stops nobody
+_MOST_UNKNOWN = 20
 CUT = 200  # characters of a value that an alert keeps
 
 
@@ -110,12 +112,20 @@ class RowJudge:
         if self.hear is not None and self.heard is None:  # not before there are rows, as it takes a while
             self.model, self.heard = self.hear(self.model)
         table = self.model.score(piece.frame, **self.rule).to_frame()
+        self._tell_unknown(piece)
         renamed = {name: f"input_{name}" if name in table.columns else name for name in self._keys(piece.frame)}
         keys = [piece.frame[name].alias(alias) for name, alias in renamed.items()]  # there may be none
         table = table.select(*keys, *table.columns)
         flagged = table.filter("flagged").sort("score", descending=True, maintain_order=True)
         alerts = [self._alert(row, piece.frame) for row in flagged.head(self.max_alerts).iter_rows(named=True)]
         return [Outcome(piece.part, piece.watermark, table, alerts, flagged.height, self.version.id)]
+
+    def _tell_unknown(self, piece: Piece) -> None:
+        """Columns that the champion was not fitted with: each is told of once, with the unit that brought it."""
+        known = {column.name for column in self.model.schema.columns}
+        for name in [name for name in piece.frame.columns if name not in known][:_MOST_UNKNOWN]:
+            why = f"{piece.part.unit} has it; {self.version} was fitted without it and leaves it out. Train again to learn it"
+            self.findings.append(Finding(NEW_COLUMN, name, why, str(self.version)))
 
     def _keys(self, frame: pl.DataFrame) -> list[str]:
         """Columns that say which row is which: those registered, and those that the schema knows as such."""

@@ -11,8 +11,9 @@ A piece is a function of the source and of what was committed before, never of t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from tabdiff.errors import SchemaError, SourceError
+from tabdiff.operations.twins import said, twin
 from tabdiff.sources import READABLE, load, read
 from tabdiff.store.registry import inside_roots
 from tabdiff.store.scores import Part, Stream
@@ -27,6 +29,9 @@ from tabdiff.store.spec import SourceSpec
 
 _SEALED = (".parquet", ".pq", ".csv.gz", ".tsv.gz", ".txt.gz")  # half a file cannot be read
 _LONGEST_NAME = 400
+_CHANGED = (
+    "it was scored and has changed since; its new rows are not scored. To score it again: tabdiff sources rescore"
+)
 
 
 @dataclass(frozen=True)
@@ -127,9 +132,7 @@ class FileReader:
         try:
             identity = identity_of(files)
             if done and done[-1].identity != identity:
-                self._find(
-                    "changed", name, "it was scored and has changed since; its new rows are not scored", str(identity)
-                )
+                self._find("changed", name, _CHANGED, str(identity))
                 return None
             if done and done[-1].last:
                 return None
@@ -150,6 +153,11 @@ class FileReader:
         except (SourceError, SchemaError) as error:
             self._find("unreadable", name, str(error), str(identity))
             return None
+        if not done and frame.height and (other := twin(name, files, self._listed, self._done)):
+            keyed, told = said(other, self.spec.keys, frame.columns)
+            self._find("duplicate", name, told, other)
+            if keyed:
+                return None
         if self.order in frame.columns:
             frame = frame.sort(self.order, maintain_order=True)
         return name, frame, identity
@@ -181,7 +189,7 @@ def units_of(spec: SourceSpec) -> list[tuple[str, list[Path]]]:
     if root.is_file():
         return [(root.name, [root])]
     if not root.is_dir() and any(sign in str(root) for sign in "*?["):
-        base = Path(*(part for part in _fixed(root)))
+        base = Path(*itertools.takewhile(lambda part: not set(part) & set("*?["), root.parts))
         files = sorted(base.glob(str(root.relative_to(base)))) if base.is_dir() else []
     else:
         base, files = root, _list(root)
@@ -199,13 +207,6 @@ def _list(folder: Path) -> list[Path]:
 
 def _is_table(path: Path) -> bool:
     return path.is_file() and path.name[0] not in "._" and path.name.lower().endswith(READABLE)
-
-
-def _fixed(path: Path) -> Iterator[str]:
-    for part in path.parts:
-        if any(sign in part for sign in "*?["):
-            return
-        yield part
 
 
 def identity_of(files: Sequence[Path]) -> dict[str, Any]:

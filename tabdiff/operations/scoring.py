@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tabdiff.errors import SchemaError
 from tabdiff.operations.jobs import ScoreJob
 from tabdiff.operations.judged_events import with_false_alarms
-from tabdiff.operations.judges import Judge, RowJudge
+from tabdiff.operations.judges import NEW_COLUMN, Judge, RowJudge
 from tabdiff.operations.late_rows import is_late, pieces
 from tabdiff.operations.new_rows import Finding
 from tabdiff.operations.reading import open_reader
@@ -68,7 +68,8 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
                         outcomes = judge.judge(piece)
                     except SchemaError as error:
                         if not reader.skip(piece):
-                            raise
+                            where = f"source {job.source!r}, rows {piece.part.unit}, and nothing after them was scored"
+                            raise SchemaError(error.problems, where) from error
                         kind = ("schema", piece.part.unit, str(error), str(piece.part.identity))
                         reader.findings.append(Finding(*kind))
                         continue
@@ -102,7 +103,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
                 continue  # look again at what is new
             finally:
                 told = [*reader.findings, *judge.findings]
-                findings += [finding for finding in told if finding not in findings]
+                findings += [each for each in told if each not in findings and each.kind != NEW_COLUMN]
                 total["new_findings"] += _tell(workspace, job, told)
             late_below = reader.late(rows)
             break
@@ -148,7 +149,7 @@ def _tell(workspace: Workspace, job: ScoreJob, findings: list[Finding]) -> int:
     """Record findings, each once; how many are new and will not pass by themselves."""
     new = 0
     for finding in findings:
-        severity: Literal["info", "warning"] = "info" if finding.kind == "unfinished" else "warning"
+        severity: Literal["info", "warning"] = "info" if finding.kind in ("unfinished", NEW_COLUMN) else "warning"
         told = workspace.events.tell(
             f"source_{finding.kind}",
             f"{job.source}/{finding.subject}",

@@ -23,6 +23,7 @@ from tabdiff.operations.series_trials import about, split_time
 from tabdiff.operations.verdicts import without_confirmed
 from tabdiff.store import Workspace
 from tabdiff.store.registry import Version
+from tabdiff.store.spec import SourceSpec
 
 if TYPE_CHECKING:
     from tabdiff.model import Model
@@ -60,6 +61,7 @@ def train(
     with workspace.runs.start("train", f"{job.source}:{job.model}") as run:
         champion = _champion(workspace, job.model)
         frame, findings = newest_rows(spec, job.max_rows, reads_as(champion))
+        job = job.model_copy(update={"columns": columns_of(job, spec, frame)})
         read = frame.height
         if job.leave_out_confirmed:
             frame = without_confirmed(workspace, job.source, frame, job.fit.series, champion)
@@ -87,6 +89,20 @@ def train(
             **decision,
         }
         return run.result
+
+
+def columns_of(job: TrainJob, spec: SourceSpec, frame: pl.DataFrame) -> dict[str, dict[str, str]]:
+    """Kinds and roles as the job has them; the column that tells new rows is not modelled unless the job gives it a role.
+
+    It only grows, so every row that comes lies beyond all rows of the fit, and would be abnormal for that alone. It stays beside the scores,
+    and says when an alert was.
+    """
+    said = {name: dict(options) for name, options in job.columns.items()}
+    name = spec.column
+    if name is None or job.fit.series.time is not None or name not in frame.columns or "role" in said.get(name, {}):
+        return said
+    timed = frame[name].dtype.is_temporal() and not any(options.get("role") == "time" for options in said.values())
+    return {**said, name: {**said.get(name, {}), "role": "time" if timed else "id"}}
 
 
 def split(frame: pl.DataFrame, share: float) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -153,6 +153,18 @@ class Events:
         """The last findings, newest first."""
         query = sa.select(t.events).order_by(t.events.c.id.desc()).limit(limit)
         return as_dicts(self.database.read(lambda connection: connection.execute(query).all()), "key")
+
+
+def in_words(detail: Mapping[str, Any]) -> str:
+    """What an event has to say, on one line: its reason, its reasons or findings, else its values by name."""
+    if reason := detail.get("reason"):
+        return " ".join(str(reason).split())
+    version = [f"version {detail['version']}"] if "version" in detail else []
+    if said := detail.get("findings") or detail.get("reasons"):
+        return "; ".join([*version, *map(str, said)])
+    if "rows" in detail and isinstance(mark := detail.get("watermark"), Mapping):  # what events of late rows hold
+        return f"{detail['rows']:,} rows came at or below {mark.get('value')} after it was passed; they are not scored"
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in detail.items())
 
 
 def as_dicts(rows: Sequence[Row[Any]], *without: str) -> list[dict[str, Any]]:
