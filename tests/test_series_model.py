@@ -81,6 +81,21 @@ def test_the_wiener_residual_is_that_of_the_formula() -> None:
     assert not found[:, :2].any()
 
 
+def test_a_solver_that_gives_up_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As it did on the covariance of a real recording with 25 sensors of which one moved.
+    windows = np.zeros((300, 8, 5), np.float32)
+    windows[..., 0] = np.random.default_rng(0).normal(size=(300, 8)).cumsum(axis=1)
+    usual = fit_window_view(torch.from_numpy(windows), start=0, length=8, pool=1)
+
+    def gives_up(matrix: torch.Tensor) -> None:
+        raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", gives_up)
+    view = fit_window_view(torch.from_numpy(windows), start=0, length=8, pool=1)
+    some = torch.from_numpy(windows[:5] + 0.3)
+    torch.testing.assert_close(view(some), usual(some), rtol=1e-4, atol=1e-6)
+
+
 def test_expected_places_are_conditional_means(model: SeriesModel) -> None:
     expectation = model.expectation
     raw = np.random.default_rng(0).normal(size=(60, expectation.width))

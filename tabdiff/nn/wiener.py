@@ -6,6 +6,7 @@ sigma^2 / (lambda + sigma^2) of itself. At several noise levels it needs no numb
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -69,7 +70,19 @@ def fit_window_view(windows: Float[Tensor, "n t r"], *, start: int, length: int,
     """Mean and covariance of the stretch over training windows."""
     x = stretch(windows, start, length, pool).double()
     mean = x.mean(0)
-    variance, axes = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
+    variance, axes = _eigh((x - mean).T @ (x - mean) / len(x))
     levels = torch.tensor(SIGMAS, dtype=torch.double)[:, None] ** 2
     keep = levels / (variance.clamp_min(0) + levels)
     return WindowView(mean.float(), axes.float().contiguous(), keep.float(), start=start, length=length, pool=pool)
+
+
+def _eigh(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """Eigenvalues and eigenvectors of a symmetric matrix.
+
+    One solver gives up on some matrices that are fine, such as that of 25 sensors of which one moves; another does not.
+    """
+    try:
+        variance, axes = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public, but not declared
+        variance, axes = (torch.from_numpy(part) for part in np.linalg.eigh(matrix.cpu().numpy()))
+    return variance.to(matrix.device), axes.to(matrix.device)
