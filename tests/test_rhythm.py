@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
-from tabdiff import FitConfig, SeriesModel, fit_series
+from onnx_export import export
+from tabdiff import FitConfig, SeriesModel, fit_series, load_series
 from tabdiff.errors import ConfigError
 from tabdiff.rhythm import Clock, Readings, Rhythm, find_rhythm, refit_rhythm
 from tabdiff.series_model import SeriesState
@@ -258,3 +263,63 @@ def test_a_very_long_recording_is_thinned() -> None:
     )
     assert set(rhythm.profiles) == {"x"}
     assert np.abs(rhythm.at(minutes[:1440])["x"][0] - day[:1440]).max() < 0.2
+
+
+# ------------------------------------------------------------------------------- what a network is shown of it
+
+
+def test_a_network_is_shown_the_local_hour_day_and_month() -> None:
+    found = find_rhythm(clock("Europe/Berlin"), [readings(plant(28), "power")], ["hour", "weekday"])
+    assert found.dials == [("hour", 24), ("weekday", 7)]
+    places = np.array([0, 10, 4000, 473_352, 480_000])
+    shown = found.shown(places)
+    for place, row in zip(places.tolist(), shown, strict=True):
+        wall = datetime.fromtimestamp(place * 3600, ZoneInfo("Europe/Berlin"))
+        assert np.flatnonzero(row).tolist() == [wall.hour, 24 + wall.weekday()]
+    assert Rhythm().shown(places).shape == (5, 0)
+
+
+def test_what_depends_on_the_hour_is_drawn_so(tmp_path: Path) -> None:
+    """Two sensors that go together in the morning and against each other later: nothing within a window says which."""
+    rng, hours = np.random.default_rng(0), np.arange(24 * 50)
+    level, common = 2 * np.sin(2 * np.pi * hours / 24), rng.normal(size=len(hours))
+    sign = np.where(hours % 24 < 12, 1.0, -1.0)
+    flow, power = level + common, level + sign * common
+    at = pl.Series("at", [MONDAY + timedelta(hours=hour) for hour in hours.tolist()])
+    noise = 0.3 * rng.normal(size=(2, len(hours)))
+    options = {
+        "series": {"time": "at", "window": 8},
+        "network": {"width": 32, "blocks": 2},
+        "train": {"steps": 300, "batch_size": 128},
+    }
+    table = pl.DataFrame({"at": at, "flow": flow + noise[0], "power": power + noise[1]})
+    model = fit_series(table, FitConfig.model_validate(options))
+    assert model.bundle.model["dials"] == [["hour", 24]]
+    drawn = model.sample(windows=300, seed=1, steps=10)
+    hour = drawn["at"].dt.hour().to_numpy()
+    rest = drawn.select("flow", "power").to_numpy() - 2 * np.sin(2 * np.pi * hour / 24)[:, None]
+    for mine, expected in ((hour < 12, 1 / 1.09), (hour >= 12, -1 / 1.09)):
+        assert np.corrcoef(rest[mine].T)[0, 1] == pytest.approx(expected, abs=0.15)
+    # Stored and compiled it is shown the same.
+    model.save(tmp_path / "m")
+    assert_frame_equal(
+        load_series(tmp_path / "m").sample(windows=5, seed=1, steps=10), model.sample(windows=5, seed=1, steps=10)
+    )
+    export(tmp_path / "m")  # compares with torch
+    compiled = load_series(tmp_path / "m", runtime="onnx")
+    assert_frame_equal(
+        compiled.sample(windows=5, seed=1, steps=10), model.sample(windows=5, seed=1, steps=10), abs_tol=1e-3
+    )
+    assert_frame_equal(compiled.score(table[:60]).places, model.score(table[:60]).places, abs_tol=1e-3)
+    # A long series and a forecast are drawn through, too.
+    assert model.sample(length=100, seed=2, steps=5).height == 100
+    ahead = model.sample(given=table, length=12, seed=2, steps=5)
+    assert ahead.height > 0
+
+
+def test_a_model_from_before_knows_no_dials(tmp_path: Path, model: SeriesModel) -> None:
+    assert model.bundle.model["dials"]
+    nothing = replace(
+        model.bundle, model={name: value for name, value in model.bundle.model.items() if name != "dials"}
+    )
+    assert nothing.drawn_layout is nothing.codec.layout
