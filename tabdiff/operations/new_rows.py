@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from tabdiff.errors import SchemaError, SourceError
-from tabdiff.operations.twins import said, twin
+from tabdiff.operations.twins import Scored, said
 from tabdiff.sources import READABLE, load, read
 from tabdiff.store.registry import inside_roots
 from tabdiff.store.scores import Part, Stream
@@ -29,9 +29,7 @@ from tabdiff.store.spec import SourceSpec
 
 _SEALED = (".parquet", ".pq", ".csv.gz", ".tsv.gz", ".txt.gz")  # half a file cannot be read
 _LONGEST_NAME = 400
-_CHANGED = (
-    "it was scored and has changed since; its new rows are not scored. To score it again: tabdiff sources rescore"
-)
+_CHANGED = "it has changed since it was scored; its new rows are not. To score it again: tabdiff sources rescore"
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,7 @@ class FileReader:
             self._done.setdefault(part.unit, []).append(part)
         self._listed = units_of(self.spec)
         self._units = iter(self._listed)
+        self._scored = Scored(self._listed, self._done)
         self._quiet: dict[Path, list[int]] | None = None
         self._current: tuple[str, pl.DataFrame, dict[str, Any]] | None = None
 
@@ -114,6 +113,7 @@ class FileReader:
     def advance(self, piece: Piece) -> None:
         """On to the next part."""
         self._done.setdefault(piece.part.unit, []).append(piece.part)
+        self._scored.add(piece.part)
         if piece.part.last:
             self._current = None
 
@@ -153,7 +153,7 @@ class FileReader:
         except (SourceError, SchemaError) as error:
             self._find("unreadable", name, str(error), str(identity))
             return None
-        if not done and frame.height and (other := twin(name, files, self._listed, self._done)):
+        if not done and frame.height and (other := self._scored.twin(name, files)):
             keyed, told = said(other, self.spec.keys, frame.columns)
             self._find("duplicate", name, told, other)
             if keyed:

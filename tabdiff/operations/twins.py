@@ -10,33 +10,33 @@ from pathlib import Path
 from tabdiff.store.scores import Part
 
 
-def twin(
-    name: str,
-    files: Sequence[Path],
-    listed: Sequence[tuple[str, Sequence[Path]]],
-    done: Mapping[str, Sequence[Part]],
-) -> str | None:
-    """A scored unit of one file that holds the same bytes as this one and is still there.
+class Scored:
+    """Files of which something was scored, by size: only those of the same size are read."""
 
-    Args:
-        name: of the unit.
-        files: of the unit; nothing is looked for if there are several.
-        listed: units of the source with their files.
-        done: what was scored of each. Only files whose size was the same are read.
-    """
-    if len(files) != 1:
+    def __init__(self, listed: Sequence[tuple[str, Sequence[Path]]], done: Mapping[str, Sequence[Part]]) -> None:
+        # A unit of several files has no twin.
+        self._files = {name: files[0] for name, files in listed if len(files) == 1}
+        self._by_size: dict[int, dict[str, Path]] = {}
+        for name in self._files:
+            if parts := done.get(name):
+                self.add(parts[-1])
+
+    def add(self, part: Part) -> None:
+        """What was scored of a unit; without rows it is no twin either."""
+        path = self._files.get(part.unit)
+        if path is not None and part.rows:
+            size = (part.identity or {}).get(path.name, [None])[0]
+            self._by_size.setdefault(size, {})[part.unit] = path
+
+    def twin(self, name: str, files: Sequence[Path]) -> str | None:
+        """Another unit that holds the same bytes as this one and is still there."""
+        if len(files) != 1:
+            return None
+        for other, path in self._by_size.get(files[0].stat().st_size, {}).items():
+            with contextlib.suppress(OSError):  # gone since it was listed
+                if other != name and filecmp.cmp(files[0], path, shallow=False):
+                    return other
         return None
-    size = files[0].stat().st_size
-    for other, paths in listed:
-        parts = done.get(other)
-        if other == name or not parts or not parts[-1].rows or len(paths) != 1:
-            continue
-        if (parts[-1].identity or {}).get(paths[0].name, [None])[0] != size:
-            continue
-        with contextlib.suppress(OSError):  # gone since it was listed
-            if filecmp.cmp(files[0], paths[0], shallow=False):
-                return other
-    return None
 
 
 def said(other: str, keys: Sequence[str], columns: Sequence[str]) -> tuple[bool, str]:
