@@ -172,8 +172,10 @@ def test_a_fault_is_one_event_at_its_time_with_its_sensor(model: SeriesModel, br
 def test_normal_time_is_normal(model: SeriesModel) -> None:
     scores = model.score(sensors(2000, seed=2, first=1200))
     assert scores.events.height <= 1
-    p_value = scores.places["p_value"].to_numpy()
-    assert 0.04 < np.mean(p_value <= 0.1) < 0.2
+    # Neighbours are alike, so that one recording says little: the share is .02 to .09 in each of these.
+    others = [model.score(sensors(2000, seed=seed, first=1200)) for seed in (3, 4, 5)]
+    p_values = [each.places["p_value"].to_numpy() for each in (scores, *others)]
+    assert 0.04 < np.mean(np.concatenate(p_values) <= 0.1) < 0.2
     outlet = sensors(2000, seed=2, first=1200)["outlet"]
     covered = outlet.is_between(scores.expected["outlet_low"], scores.expected["outlet_high"]).mean()
     assert 0.9 < covered < 0.99
