@@ -3,7 +3,7 @@
     python benchmarks/series.py DATA --families nab msl skab tep --protocol prefix --out series.csv
 
 DATA is a folder with index.csv (name, family, path, train) and Parquet files whose column `label` marks anomalies. VUS-PR and
-VUS-ROC (Paparrizos et al. 2022) are computed by the package tsb-ad, in an environment where it is installed beside this one.
+VUS-ROC (Paparrizos et al. 2022) are those of the package tsb-ad (vus.py), in an environment where it is installed beside this one.
 Protocols: `prefix` trains on the first `train` rows and scores the others; `tsb` scores all rows, as TSB-AD does, whose own
 unsupervised detectors are fitted on what they score.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from vus import vus
 
 from tabdiff.errors import SchemaError
 
@@ -215,14 +216,6 @@ METHODS: dict[str, Scorer] = {
 }
 ON_ALL = ", fitted on all"  # after a method's name
 PUBLISHED = {"POLY": False, "Sub_PCA": False, "KMeansAD_U": False, "KMeansAD": True, "PCA": True}
-
-
-def vus(score: np.ndarray, label: np.ndarray, window: int) -> tuple[float, float]:
-    from TSB_AD.evaluation.basic_metrics import generate_curve
-
-    scaled_score = (score - score.min()) / max(np.ptp(score), 1e-12)
-    *_, roc, precision = generate_curve(label, scaled_score, window, "opt", 250)
-    return float(precision), float(roc)
 
 
 def main() -> None:

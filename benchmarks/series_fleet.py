@@ -27,9 +27,9 @@ from series import (
     knn,
     mahalanobis,
     pca,
-    vus,
     windows_of,
 )
+from vus import vus
 
 from tabdiff import fit_series
 from tabdiff.config import FitConfig

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from series import NOT_SENSORS, vus
+from series import NOT_SENSORS
+from vus import vus
 
 from tabdiff import fit_series
 from tabdiff.calibration import Calibration

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int
 
-from tabdiff.windows import FARTHEST, Gaussian, Span, cut
+from tabdiff.windows import FARTHEST, SHARING, Gaussian, Span, cut
 
 _LARGEST = 1.25  # times what was judged
 _ABNORMAL = 2.0  # times the error of normal time; windows below are neither judged nor looked at
@@ -95,7 +95,6 @@ class _View:
     ) -> None:
         self.span, self.usual, self.gaussian = span, usual, Gaussian.of(tensors, span)
         self.keep = self.gaussian.keep
-        self.middle = len(self.keep) // 2
         # keep = s² / (lambda + s²): of a direction of variance lambda normal time leaves keep² lambda, and new normal time more than that.
         noise = np.square(self.keep) @ self.gaussian.variance + _TINY
         self.noise = noise * (usual / _over_levels(noise))
@@ -118,8 +117,8 @@ class _View:
         return share
 
     def _best(self, along: Float64[np.ndarray, "n d"]) -> tuple[Float64[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-        """How much of which judged window leaves least, at the middle level."""
-        keep, noise = self.keep[self.middle], self.noise[self.middle]
+        """How much of which judged window leaves least, at the level at which errors are shared out."""
+        keep, noise = self.keep[SHARING], self.noise[SHARING]
         judged = self.judged * keep
         size, common = np.square(judged).sum(axis=1), (along * keep) @ judged.T
         own = np.maximum(size - noise, _LEAST * size)  # without its noise

@@ -14,7 +14,10 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 
 LEAST_RECORDED = 0.5  # share of a window's places that must hold something for the window to be judged
 FARTHEST = 20.0  # standard deviations that a scoring program looks at; a broken sensor must not drown all others
-LOWEST_NOISE = 0.1  # of a scoring program's levels, in standard deviations
+# Noise levels of a scoring program, in standard deviations of a sensor. The two above all signal see what moves along the widest axes, as wear does.
+SIGMAS = (0.1, 0.2, 0.4, 0.8, 1.5, 5.0, 15.0)
+LOWEST_NOISE = SIGMAS[0]
+SHARING = SIGMAS.index(0.4)  # the level at which an error is shared out among slots
 _SLOTS = 512  # steps times slots of a span, about
 _FEWEST_STEPS, _MOST_STEPS = 16, 64  # of a span; longer ones are averaged down to so many
 
@@ -67,7 +70,7 @@ class Gaussian:
     Attributes:
         mean: (D,) flattened step by step.
         axes: (D, D) eigenvectors of the covariance, in columns.
-        keep: (L, D) sigma^2 / (lambda + sigma^2) of each direction at each of L noise levels, `LOWEST_NOISE` first.
+        keep: (L, D) sigma^2 / (lambda + sigma^2) of each direction at each of L noise levels, `SIGMAS`.
     """
 
     mean: Float64[np.ndarray, " d"]

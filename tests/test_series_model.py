@@ -17,10 +17,11 @@ from tabdiff import fit_series, load, load_series
 from tabdiff.cli import app
 from tabdiff.config import FitConfig, validate_fit_config
 from tabdiff.errors import BundleError, ConfigError, SchemaError, TabdiffWarning
-from tabdiff.nn.wiener import SIGMAS, fit_window_view
+from tabdiff.nn.wiener import fit_window_view
 from tabdiff.planting import KINDS, Plant
 from tabdiff.series_check import WindowedPca
 from tabdiff.series_model import SeriesModel, SeriesState
+from tabdiff.windows import SIGMAS
 from tests.devices import run_on_one_device
 
 START = datetime(2024, 3, 1)
@@ -81,6 +82,17 @@ def test_the_wiener_residual_is_that_of_the_formula() -> None:
     assert not found[:, :2].any()
 
 
+def test_what_moves_along_the_widest_axis_is_out_of_the_ordinary() -> None:
+    # Wear of machines that differ in it from the start: no low noise level sees it, as denoising keeps the widest axes.
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=(2000, 1, 1))
+    windows = (common + 0.1 * rng.normal(size=(2000, 16, 4))).astype(np.float32)
+    view = fit_window_view(torch.from_numpy(windows), start=0, length=16, pool=1)
+    healthy = view(torch.from_numpy(windows[:500])).sum((1, 2)).numpy()
+    worn = view(torch.from_numpy(windows[:500] + 4 * np.sign(common[:500]).astype(np.float32))).sum((1, 2)).numpy()
+    assert np.median(worn) > np.quantile(healthy, 0.98)
+
+
 def test_a_solver_that_gives_up_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     # As it did on the covariance of a real recording with 25 sensors of which one moved.
     windows = np.zeros((300, 8, 5), np.float32)
@@ -125,8 +137,10 @@ def test_a_fault_is_one_event_at_its_time_with_its_sensor(model: SeriesModel, br
 def test_normal_time_is_normal(model: SeriesModel) -> None:
     scores = model.score(sensors(2000, seed=2, first=1200))
     assert scores.events.height <= 1
-    p_value = scores.places["p_value"].to_numpy()
-    assert 0.04 < np.mean(p_value <= 0.1) < 0.2
+    # Neighbours are alike, so that one recording says little: the share is .02 to .09 in each of these.
+    others = [model.score(sensors(2000, seed=seed, first=1200)) for seed in (3, 4, 5)]
+    p_values = [each.places["p_value"].to_numpy() for each in (scores, *others)]
+    assert 0.04 < np.mean(np.concatenate(p_values) <= 0.1) < 0.2
     outlet = sensors(2000, seed=2, first=1200)["outlet"]
     covered = outlet.is_between(scores.expected["outlet_low"], scores.expected["outlet_high"]).mean()
     assert 0.9 < covered < 0.99

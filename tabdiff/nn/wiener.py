@@ -1,7 +1,8 @@
 """The closed-form denoiser of a Gaussian, over windows: the Wiener filter of several sensors at neighbouring times.
 
 Its residual is a soft version of what principal components leave over (`windowed PCA`): a direction of variance lambda keeps
-sigma^2 / (lambda + sigma^2) of itself. At several noise levels it needs no number of components.
+sigma^2 / (lambda + sigma^2) of itself. At several noise levels it needs no number of components; at levels above all
+signal it is the distance to the mean.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tabdiff.windows import FARTHEST, LOWEST_NOISE
-
-SIGMAS = (LOWEST_NOISE, 0.2, 0.4, 0.8, 1.5)  # in standard deviations of a sensor
+from tabdiff.windows import FARTHEST, SHARING, SIGMAS
 
 
 class WindowView(nn.Module):
@@ -47,10 +46,10 @@ class WindowView(nn.Module):
             self.register_buffer(name, value)
 
     def forward(self, x: Float[Tensor, "b t r"]) -> Float[Tensor, "b t r"]:
-        """Error of each slot, 0 outside the stretch: the total is the geometric mean over the levels, shared out as at the middle one."""
+        """Error of each slot, 0 outside the stretch: the total is the geometric mean over the levels, shared out as at `SHARING`."""
         along = (stretch(x, self.start, self.length, self.pool) - self.mean) @ self.axes
         total = ((along[:, None] * self.keep).square().sum(-1) + 1e-9).log().mean(-1).exp()
-        left = (along * self.keep[self.keep.shape[0] // 2]) @ self.axes.T
+        left = (along * self.keep[SHARING]) @ self.axes.T
         share = left.square() + 1e-30
         error = share * (total[:, None] / share.sum(-1, keepdim=True))
         error = error.view(x.shape[0], self.length // self.pool, x.shape[2]) / self.pool
