@@ -88,12 +88,14 @@ def _unseen(codec: Codec, partial: pl.DataFrame, unseen: Bool[np.ndarray, "n u"]
         value = partial[name][row] if name in partial.columns else "its components"
         evidence = repr(value) if partial.height == 1 else f"{value!r} in row {row + 1}"
         rule = "a given value must have been seen in training"
-        problems.append(Problem(name, rule, evidence, _cure(codec.codes.get(name))))
+        problems.append(Problem(name, rule, evidence, _cure(value, codec.codes.get(name))))
     return problems
 
 
-def _cure(code: CategoryCode | NumberCode | None) -> str:
+def _cure(value: Any, code: CategoryCode | NumberCode | None) -> str:
     """The values that may be given; of pooled ones only where there are any."""
+    if value is None:
+        return "No training row has a gap here: give a value, or leave the column out."
     if not isinstance(code, CategoryCode):
         return "Give a value of the training table. `tabdiff show` says what it held."
     named = ", ".join(repr(each) for each in code.categories[:_NAMED])

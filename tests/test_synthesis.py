@@ -160,6 +160,8 @@ def test_a_value_that_training_never_showed_is_refused_with_those_it_did(model):
     # Frequent ones first. Nothing is pooled in this column, and one given value has no row.
     assert "__other__" not in str(told.value)
     assert "row 1" not in str(told.value)
+    with pytest.raises(SchemaError, match=r"found None\. No training row has a gap here"):
+        model.sample(5, given={"wage": None})
     with pytest.raises(SchemaError, match="'nobody' in row 2"):
         model.sample(given=pl.DataFrame({"group": ["a", "nobody"]}))
 
