@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,24 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
+from prefect.logging import get_logger, get_run_logger
 from prefect.tasks import exponential_backoff
 
-from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable, SchemaError, SynthesisError
+from tabdiff.errors import (
+    BundleError,
+    ConfigError,
+    RuntimeUnavailable,
+    SchemaError,
+    SynthesisError,
+    TabdiffError,
+    UnknownNameError,
+)
 from tabdiff.operations.inspection import inspect
 from tabdiff.operations.pictures import band, histogram
 from tabdiff.store import Workspace
 
 # What a second try cannot cure. A broken source, a full disk and a database that is away may all pass.
-_FOR_GOOD = (BundleError, ConfigError, RuntimeUnavailable, SchemaError, SynthesisError)
+_FOR_GOOD = (BundleError, ConfigError, RuntimeUnavailable, SchemaError, SynthesisError, UnknownNameError)
 # Results are small JSON: ids, counts and paths, never rows. tabdiff's own database is the record; Prefect only shows it.
 FLOW: dict[str, Any] = {
     "result_serializer": "json",
@@ -34,6 +44,23 @@ FLOW: dict[str, Any] = {
     "log_prints": False,
     "validate_parameters": True,
 }
+
+
+class _InOneLine(logging.Filter):
+    """What is raised on purpose says all in its message: Prefect logs it three times with some fifty lines of traceback, which hide it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Take the traceback off; a defect keeps its own."""
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if not isinstance(error, TabdiffError):
+            return True
+        record.exc_info = record.exc_text = None
+        return "Engine execution exited" not in record.getMessage()  # said already, by task and flow
+
+
+_IN_ONE_LINE = _InOneLine()  # one object: adding it again, when a process imports this twice, changes nothing
+for _name in ("flow_runs", "task_runs"):
+    get_logger(_name).addFilter(_IN_ONE_LINE)
 
 
 def _passes(_: Task[..., Any], __: Any, state: Any) -> bool:
@@ -104,6 +131,11 @@ def _series(where: Workspace, alert: dict[str, Any]) -> str | None:
 def tell(kind: str, subject: str, payload: dict[str, Any]) -> None:
     """An event that automations can react to: counts and names only."""
     emit_event(f"tabdiff.{kind}", resource={"prefect.resource.id": f"tabdiff.{subject}"}, payload=payload)
+
+
+def log(line: str) -> None:
+    """A line in the log of the run, and of who serves it: what was done. Counts and names only."""
+    get_run_logger().info(line)
 
 
 def show_text(name: str, kind: str, lines: list[str]) -> None:

@@ -230,11 +230,59 @@ def deployments(plan: Plan) -> list[Any]:
     return made
 
 
-def serve(plan: Plan) -> None:
-    """Run what is due and what is asked for on demand, in child processes, until stopped. Schedules stay active, so runs missed meanwhile show as late."""
-    from prefect import serve as serve_deployments
+def announce(plan: Plan, workspace: Workspace) -> list[str]:
+    """What is going to run, and which schedules cannot do anything as they are; for the first lines of a log.
 
-    serve_deployments(*deployments(plan), pause_on_shutdown=False, limit=plan.at_once)
+    A source or a model may still come, so a schedule without one is told of and kept.
+    """
+    sources, models = workspace.sources.all(), {version.name for version in workspace.models.all()}
+    lines = [f"Serving until stopped, {plan.at_once} runs at once. Prefect: {os.environ['PREFECT_API_URL']}"]
+    for each in plan.schedules:
+        when = f"{each.cron} ({plan.timezone})" if each.cron is not None else f"every {each.every:g} s"
+        lines.append(f"  {each.flow}/{each.name}: {when}")
+        source, model = each.job.get("source"), each.job["model"]
+        if source is not None and source not in sources:
+            known = ", ".join(sources) or "none"
+            lines.append(f"    fails as it is: no source is named {source!r}; registered: {known}. tabdiff sources add")
+        elif each.flow != "train" and model not in models:
+            lines.append(
+                f"    fails as it is: no model is named {model!r}. tabdiff run train, or a schedule that trains"
+            )
+    now = f"tabdiff-{plan.schedules[0].flow}/{plan.schedules[0].name}" if plan.schedules else "NAME"
+    return [*lines, f"To run one now: tabdiff flows prefect deployment run {now}"]
+
+
+def serve(plan: Plan) -> None:
+    """Run what is due and what is asked for on demand, in child processes, until stopped. Schedules stay active, so runs missed meanwhile show as late.
+
+    Raises:
+        ConfigError: a cron expression is none, or the server is out of reach or knows another password.
+    """
+    import httpx
+    from prefect import serve as serve_deployments
+    from prefect.client.orchestration import get_client
+
+    made = deployments(plan)
+    try:
+        with get_client(sync_client=True) as client:
+            _ = client.read_deployments(limit=1)
+    except httpx.HTTPError as error:
+        raise _unreachable(error) from error
+    # Prefect's own message names its command, which knows neither our address nor the password.
+    serve_deployments(*made, pause_on_shutdown=False, limit=plan.at_once, print_starting_message=False)
+
+
+def _unreachable(error: Exception) -> ConfigError:
+    address = os.environ["PREFECT_API_URL"]
+    if "401" in str(error):
+        return ConfigError(
+            f"the Prefect server at {address} does not take this password (401). Use that of the server's workspace: "
+            "TABDIFF_PREFECT_AUTH, or prefect-auth in TABDIFF_HOME."
+        )
+    return ConfigError(
+        f"the Prefect server at {address} does not answer ({error}). Start it with tabdiff flows server, "
+        "or name another address in PREFECT_API_URL."
+    )
 
 
 def automations(block: Any | None) -> list[Any]:
@@ -317,7 +365,5 @@ def initialise(workspace: Workspace, notify: str | None = None) -> dict[str, Any
             f"there is no notification block {notify!r} ({error}). Create it in Prefect first."
         ) from error
     except (PrefectException, httpx.HTTPError, RuntimeError) as error:
-        raise ConfigError(
-            f"the Prefect server does not answer ({error}). Start it with tabdiff flows server."
-        ) from error
+        raise _unreachable(error) from error
     return {"schedules": str(plan), "created": made}

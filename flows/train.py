@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.common import FLOW, Progress, job_task, show_link, show_text, workspace
+from flows.common import FLOW, Progress, job_task, log, show_link, show_text, workspace
 from tabdiff.operations import TrainJob
 from tabdiff.operations import train as train_challenger
 
@@ -17,10 +17,11 @@ def fit_and_compare(job: TrainJob) -> dict[str, Any]:
     return train_challenger(workspace(), job, on_event=Progress(job.model))
 
 
-@flow(name="tabdiff-train", **FLOW)
+@flow(name="tabdiff-train", flow_run_name="train {job.model} on {job.source}", **FLOW)
 def train(job: TrainJob) -> dict[str, Any]:
     """Fit a challenger, compare it with the champion, promote it or say why not."""
     result = fit_and_compare(job)
+    log(f"{job.model} version {result['version']}: {result['decision']}; {'; '.join(result['reasons'])}")
     folder = workspace().models.get(job.model, result["version"]).folder
     show_text(job.model, "decision", [f"version {result['version']}: {result['decision']}", *result["reasons"]])
     if folder is not None:

@@ -10,11 +10,13 @@ import polars as pl
 from jaxtyping import Bool
 
 from tabdiff.codec import Codec, Encoded
-from tabdiff.codes import OTHER, CategoryCode
+from tabdiff.codes import OTHER, CategoryCode, NumberCode
 from tabdiff.columns import CANONICAL
 from tabdiff.errors import Problem, SchemaError
 from tabdiff.sampling import Condition
 from tabdiff.schema import Column, Kind, Schema
+
+_NAMED = 8  # values that an error lists
 
 
 def read_cells(schema: Schema, codec: Codec, partial: pl.DataFrame) -> pl.DataFrame:
@@ -84,13 +86,23 @@ def _unseen(codec: Codec, partial: pl.DataFrame, unseen: Bool[np.ndarray, "n u"]
         name = codec.layout.columns[codec.layout.units[index].column]
         row = int(np.flatnonzero(unseen[:, index])[0])
         value = partial[name][row] if name in partial.columns else "its components"
-        cure = (
-            f"Give a value that training kept by itself; rare ones are pooled as {OTHER!r}. `tabdiff show` lists them."
-        )
-        problems.append(
-            Problem(name, "a given value must have been seen in training", f"{value!r} in row {row + 1}", cure)
-        )
+        evidence = repr(value) if partial.height == 1 else f"{value!r} in row {row + 1}"
+        rule = "a given value must have been seen in training"
+        problems.append(Problem(name, rule, evidence, _cure(value, codec.codes.get(name))))
     return problems
+
+
+def _cure(value: Any, code: CategoryCode | NumberCode | None) -> str:
+    """The values that may be given; of pooled ones only where there are any."""
+    if value is None:
+        return "No training row has a gap here: give a value, or leave the column out."
+    if not isinstance(code, CategoryCode):
+        return "Give a value of the training table. `tabdiff show` says what it held."
+    named = ", ".join(repr(each) for each in code.categories[:_NAMED])
+    more = len(code.categories) - _NAMED
+    rest = f" and {more} more, which `tabdiff show --json` lists" if more > 0 else ""
+    pooled = f"; rarer ones are pooled as {OTHER!r} and cannot be given" if code.has_other else ""
+    return f"Give one of {named}{rest}{pooled}."
 
 
 def canonical_series(column: Column, values: Sequence[Any]) -> pl.Series:

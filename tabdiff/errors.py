@@ -83,6 +83,10 @@ class StoreError(TabdiffError):
     """The workspace refused an operation."""
 
 
+class UnknownNameError(StoreError):
+    """No source, model or version has this name; trying again cannot help."""
+
+
 class TabdiffWarning(UserWarning):
     """Something was accepted that the user may want to know of."""
 

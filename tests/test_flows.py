@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import stat
@@ -17,8 +18,8 @@ import psycopg
 import pytest
 
 from flows import deploy
-from tabdiff.errors import ConfigError
-from tests.databases import Postgres
+from tabdiff.errors import ConfigError, SourceError
+from tests.databases import Postgres, free_port
 from tests.prefect_server import ROOT, TABDIFF, Server, prefect_server, wait_for
 from tests.workspaces import QUICK, broken, files_without_a_row, fleet, orders, scored_ids, with_champion
 
@@ -78,6 +79,8 @@ def test_a_schedule_fires_by_itself(server: Server) -> None:
     orders(40, 0).write_parquet(data / "a.parquet")
     with server.process("flows", "serve", "--plan", str(plan(server.logs, every_ten_seconds())), name="serve"):
         wait_for(lambda: scored_ids(server.workspace) == list(range(40)))
+        log = server.logs / "serve.log"
+        wait_for(lambda: "'score orders with orders' - 40 new rows scored by orders version 1, " in log.read_text())
         orders(40, 40).write_parquet(data / "b.parquet")
         wait_for(lambda: scored_ids(server.workspace) == list(range(80)))
         runs = wait_for(lambda: finished_runs(server))
@@ -255,6 +258,78 @@ def test_a_plan_that_cannot_be_kept_is_refused(tmp_path: Path, text: str, messag
         deploy.read_plan(tmp_path / "plan.toml")
     with pytest.raises(ConfigError, match="flows init"):
         deploy.read_plan(tmp_path / "absent.toml")
+
+
+def test_serving_says_what_runs_and_what_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tabdiff.store import Workspace
+
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    workspace = Workspace.create(tmp_path / "home")
+    workspace.sources.add("orders", location=str(tmp_path))
+    job = {"source": "orders", "model": "orders"}
+    kinds = (("nightly", "train", job), ("hourly", "score", job), ("typo", "score", {**job, "source": "order"}))
+    schedules = [
+        deploy.Scheduled(name=name, flow=flow, cron="5 * * * *", every=None, overlap="skip", job=of)  # type: ignore[arg-type]
+        for name, flow, of in kinds
+    ]
+    told = deploy.announce(deploy.Plan(timezone="Europe/Berlin", at_once=1, schedules=schedules), workspace)
+    assert [line.strip().partition(":")[0] for line in told[1:-1]] == [
+        "train/nightly",
+        "score/hourly",
+        "fails as it is",
+        "score/typo",
+        "fails as it is",
+    ]
+    assert told[1].endswith("5 * * * * (Europe/Berlin)")
+    assert "no model is named 'orders'" in told[3]
+    assert "no source is named 'order'; registered: orders" in told[5]
+    assert told[-1].endswith("tabdiff flows prefect deployment run tabdiff-train/nightly")
+
+
+def test_serving_without_a_server_says_how_to_start_one(tmp_path: Path) -> None:
+    from tabdiff.store import Workspace
+
+    Workspace.create(tmp_path / "home")
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "TABDIFF"))}
+    environment = {
+        **bare,
+        "TABDIFF_HOME": str(tmp_path / "home"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+    }
+    call = [*TABDIFF, "flows", "serve"]
+    done = subprocess.run(call, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "tabdiff flows server" in done.stderr.splitlines()[-1]
+
+
+def test_serving_with_another_password_says_where_it_is(server: Server) -> None:
+    environment = {**server.environment, "TABDIFF_PREFECT_AUTH": "env:OTHER", "OTHER": "tabdiff:other"}
+    call = [*TABDIFF, "flows", "serve"]
+    done = subprocess.run(call, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "does not take this password" in done.stderr.splitlines()[-1]
+
+
+def test_an_error_for_people_is_one_line_of_the_log_and_a_defect_keeps_its_traceback() -> None:
+    from flows import common
+
+    def logged(error: Exception, text: str = "Encountered exception during execution: %r") -> logging.LogRecord | None:
+        try:
+            raise error
+        except Exception:
+            record = logging.LogRecord("prefect.flow_runs", logging.ERROR, "", 0, text, (error,), sys.exc_info())
+        return record if common._IN_ONE_LINE.filter(record) else None
+
+    told = logged(SourceError("/data: cannot be listed."))
+    assert told is not None
+    assert logging.Formatter().format(told).count("\n") == 0
+    assert "cannot be listed" in told.getMessage()
+    assert logged(SourceError("no"), "Engine execution exited with unexpected exception %r") is None
+    defect = logged(KeyError("x"))
+    assert defect is not None
+    assert "Traceback" in logging.Formatter().format(defect)
 
 
 def test_a_wrong_cron_expression_is_told_of() -> None:

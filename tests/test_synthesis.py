@@ -154,6 +154,18 @@ def test_impossible_conditions_end_in_an_error(model, given, error, message):
         model.sample(50, given=given)
 
 
+def test_a_value_that_training_never_showed_is_refused_with_those_it_did(model):
+    with pytest.raises(SchemaError, match="Give one of 'b', 'a', 'c'") as told:
+        model.sample(5, given={"group": "nobody"})
+    # Frequent ones first. Nothing is pooled in this column, and one given value has no row.
+    assert "__other__" not in str(told.value)
+    assert "row 1" not in str(told.value)
+    with pytest.raises(SchemaError, match=r"found None\. No training row has a gap here"):
+        model.sample(5, given={"wage": None})
+    with pytest.raises(SchemaError, match="'nobody' in row 2"):
+        model.sample(given=pl.DataFrame({"group": ["a", "nobody"]}))
+
+
 def test_a_value_of_a_set_that_training_never_showed_is_told_of(model):
     with pytest.warns(tabdiff.errors.TabdiffWarning, match="no training row has 'nobody'"):
         rows = model.sample(20, given={"group": ["a", "nobody"]})

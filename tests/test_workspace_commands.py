@@ -124,3 +124,16 @@ def test_what_is_tried_again() -> None:
     assert not tried(ConfigError("no such option"))
     assert key("anomalies", "My_Source!") == "tabdiff-anomalies-my-source"
     assert escape("a|b\n<script>*") == r"a\|b \<script\>\*"
+
+
+def test_training_shows_that_it_goes_on(home: Path, tmp_path: Path) -> None:
+    shown("workspace", "init")
+    orders(120, 0).write_parquet(tmp_path / "a.parquet")
+    shown("sources", "add", "orders", tmp_path / "a.parquet")
+    options = ("train.steps=20", "network.width=8", "network.blocks=1")
+    settings = [each for option in options for each in ("--set", f"fit.{option}")]
+    call = ["run", "train", "--source", "orders", "--model", "orders", "--set", "compiled=false", *settings]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    assert "fitting: step 20/20" in done.stderr
+    assert "fitting" not in done.stdout

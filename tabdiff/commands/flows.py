@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,7 +45,9 @@ def serve(plan: PlanOption = None, as_json: JsonOption = False) -> Outcome:
     """Run what is due, and what the dashboard asks for, until stopped. One process, good for one host."""
     deploy, workspace = _deploy()
     standard = workspace.home / "flows.toml"
-    deploy.serve(deploy.read_plan(plan or standard) if plan or standard.exists() else deploy.Plan())
+    asked = deploy.read_plan(plan or standard) if plan or standard.exists() else deploy.Plan()
+    print(*deploy.announce(asked, workspace), sep="\n", file=sys.stderr, flush=True)
+    deploy.serve(asked)
     return Outcome({}, ["Stopped. Schedules stay active; runs that come due show as late until somebody serves them."])
 
 

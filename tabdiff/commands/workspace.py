@@ -6,13 +6,14 @@ import getpass
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tabdiff.commands.common import JsonOption, api, needs, reported
 from tabdiff.errors import ConfigError
-from tabdiff.terminal import Outcome, count, table
+from tabdiff.terminal import Outcome, count, progress, table
 
 if TYPE_CHECKING:
     from tabdiff.store import Workspace
@@ -304,7 +305,9 @@ def _job(kind: str, settings: list[str] | None, *, strict: bool = False, **fixed
         "monitor": (operations.MonitorJob, operations.monitor),
     }
     job, work = kinds[kind]
-    result = work(_open(), job.of(**{**parse_settings(settings or ()), **fixed}))
+    workspace, asked = _open(), job.of(**{**parse_settings(settings or ()), **fixed})
+    with progress("fitting") if kind == "train" else nullcontext() as on_event:
+        result = work(workspace, asked, **({} if on_event is None else {"on_event": on_event}))
     plain = {name: value for name, value in result.items() if isinstance(value, str | int | float | bool)}
     lines = [f"{name}: {value}" for name, value in plain.items()]
     lines += [

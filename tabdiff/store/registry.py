@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
-from tabdiff.errors import ConfigError, StoreError
+from tabdiff.errors import ConfigError, StoreError, UnknownNameError
 from tabdiff.store import tables as t
 from tabdiff.store.database import Database
 from tabdiff.store.names import check_name, is_reference, refuse_inline_password
@@ -91,7 +91,7 @@ class Sources:
         row = self.database.read(lambda connection: connection.execute(query).first())
         if row is None:
             known = ", ".join(self.all()) or "none"
-            raise StoreError(f"no source is named {name!r}; registered: {known}. Run tabdiff sources add.")
+            raise UnknownNameError(f"no source is named {name!r}; registered: {known}. Run tabdiff sources add.")
         return row.id, SourceSpec.model_validate(row.spec)
 
     def all(self) -> dict[str, SourceSpec]:
@@ -170,7 +170,7 @@ class Models:
             found = self._one(t.models.c.id.in_(query))
         if found is None:
             known = ", ".join(f"{v.version}{''.join(f' ({a})' for a in v.aliases)}" for v in self.all(name)) or "none"
-            raise StoreError(
+            raise UnknownNameError(
                 f"model {name!r} has no {which!r}; versions: {known}. Run tabdiff run train, or promote one."
             )
         return found
