@@ -7,7 +7,7 @@ Chromium on the same machine with a new profile, after one visit that warms the 
 page two: *first useful paint*, the frame in which the number of open alerts is on the screen, and *live*, when Streamlit has drawn the page and it can be used.
 
 What one of ten people feels is measured by one browser while nine others use the dashboard: they speak Streamlit's protocol by web socket and draw nothing, as their browsers
-run on machines of their own. They pause for a second between pages, or not at all. `--crowd` adds ten tabs of one Chromium at once, which on two cores measures Chromium.
+run on machines of their own. All pause for a second between pages, or not at all. `--crowd` adds ten tabs of one Chromium at once, which on two cores measures Chromium.
 What the server alone does is measured by web sockets only, and the processor time of server and of browsers is counted. Memory is that of the server's process, as RSS.
 """
 
@@ -189,8 +189,8 @@ _WATCH = """(() => {
 })()"""
 
 
-async def visit(context: Any, url: str, alerts: int) -> dict[str, float]:
-    """One person's way: open, look at the queue, filter it, open an alert, go back to the overview."""
+async def visit(context: Any, url: str, alerts: int, pause: float) -> dict[str, float]:
+    """One person's way: open, look at the queue, filter it, open an alert, go back to the overview; with a pause before each step."""
     page = await context.new_page()
     page.set_default_timeout(120_000)
     await page.add_init_script(_WATCH.replace("ALERTS", f"{alerts:,}"))
@@ -232,6 +232,7 @@ async def visit(context: Any, url: str, alerts: int) -> dict[str, float]:
         "page switch: overview": back,
     }
     for name, step in steps.items():
+        await asyncio.sleep(pause)
         found[name] = await timed(step)
     await page.close()
     return found
@@ -254,12 +255,12 @@ async def measure(url: str, pid: int, alerts: int, users: int, times: int, numbe
         browser = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         width, height = SIZES["desktop"]
 
-        async def somebody() -> dict[str, float]:
+        async def somebody(pause: float = 1.0) -> dict[str, float]:
             context = await browser.new_context(
                 viewport={"width": width, "height": height}, timezone_id="Europe/Berlin"
             )
             try:
-                return await visit(context, url, alerts)
+                return await visit(context, url, alerts, pause)
             finally:
                 await context.close()
 
@@ -269,21 +270,21 @@ async def measure(url: str, pid: int, alerts: int, users: int, times: int, numbe
         before, drawn = cpu(pid), browsers(pid)
         alone = [await somebody() for _ in range(times)]
         each, drawing = (cpu(pid) - before) / times, (browsers(pid) - drawn) / times
-        told(f"one person, {times} visits", alone)
+        told(f"one person, {times} visits, pauses 1 s", alone)
         print(
             f"\nCPU of one visit of five steps: server {each:.2f} s, browser {drawing:.2f} s; {rss(pid):.0f} MB; load {os.getloadavg()[0]:.1f}"
         )
         for pause in (1.0, 0.0):
             async with others(url, number, users - 1, pause) as pages:
-                among = [await somebody() for _ in range(times)]
+                among = [await somebody(pause) for _ in range(times)]
             seconds = sorted(pages)
-            told(f"one person among {users}, the others pause {pause:g} s", among)
+            told(f"one person among {users}, all pause {pause:g} s", among)
             print(
                 f"\npages of the others: {len(seconds)}, median {seconds[len(seconds) // 2]:.2f} s, worst {seconds[-1]:.2f} s; {rss(pid):.0f} MB; load {os.getloadavg()[0]:.1f}"
             )
         if crowd:
             before, drawn = cpu(pid), browsers(pid)
-            told(f"{users} browsers at once", await asyncio.gather(*(somebody() for _ in range(users))))
+            told(f"{users} browsers at once", await asyncio.gather(*(somebody(0.0) for _ in range(users))))
             print(
                 f"\nCPU of one visit: server {(cpu(pid) - before) / users:.2f} s, browser {(browsers(pid) - drawn) / users:.2f} s; {rss(pid):.0f} MB; load {os.getloadavg()[0]:.1f}"
             )
