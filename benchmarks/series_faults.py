@@ -3,6 +3,7 @@
     python benchmarks/series_faults.py DATA --families skab tep --seeds 0 1 2
     python benchmarks/series_faults.py DATA --families skab tep --events 48 --seeds 2 3
     python benchmarks/series_faults.py DATA --families skab tep --labels
+    python benchmarks/series_faults.py DATA --families skab tep --expected 24
     python benchmarks/series_faults.py --cost 100000
 
 DATA as for series.py, or one table. A fit plants 24 faults of single sensors, six kinds, into time that it held out, and counts those that
@@ -11,6 +12,9 @@ that knows it finds it. Where another sensor is named, it is one that the same p
 the broken one (alike). --size makes spikes, drifts and noise larger or smaller by a factor.
 --events asks when events begin and end: so many faults of 2 to 160 places are planted, one at a time, into a fifth of the time that the model
 was not fitted to. --labels asks it of labelled stretches: of the first event within half a window of one, and the last.
+--expected asks what sensors should have been, where so many such faults, of one sensor and of two in turn, are flagged: of a broken sensor, how far what was
+expected lies from what it read before the fault was planted (miss, in standard deviations of the sensor), how often the band holds that (covers), and what was read
+instead (inside); and the same of the sensors that are in order, whose readings should lie in their bands.
 """
 
 from __future__ import annotations
@@ -128,15 +132,20 @@ def fitted(table: pl.DataFrame, seed: int) -> SeriesModel:
     return fit_series(table, config, overrides={name: {"role": "feature"} for name in table.columns if name != "step"})
 
 
+def numbers(whole: pl.DataFrame) -> tuple[pl.DataFrame, int, int]:
+    """Sensors that are numbers, without gaps, and a fifth of the time in the middle, which no model is fitted to."""
+    sensors = whole.select([name for name in whole.columns if name.lower() not in NOT_SENSORS])
+    frame = sensors.select(pl.selectors.numeric().cast(pl.Float64)).with_columns(
+        pl.all().forward_fill().backward_fill(), pl.int_range(sensors.height).alias("step")
+    )
+    return frame, frame.height // 2, 7 * frame.height // 10
+
+
 def events(data: Path, families: list[str], seeds: list[int], count: int, most: int, out: Path | None) -> None:
     warnings.simplefilter("ignore")
     rows: list[dict[str, object]] = []
     for family, whole in recordings(data, families):
-        sensors = whole[:most].select([name for name in whole.columns if name.lower() not in NOT_SENSORS])
-        frame = sensors.select(pl.selectors.numeric().cast(pl.Float64)).with_columns(
-            pl.all().forward_fill().backward_fill(), pl.int_range(sensors.height).alias("step")
-        )
-        begin, end = frame.height // 2, 7 * frame.height // 10
+        frame, begin, end = numbers(whole[:most])
         model = fitted(frame.filter(~pl.col("step").is_between(begin, end, closed="left")), 0)
         part = frame[begin:end]
         room = model.window // 2
@@ -159,6 +168,63 @@ def events(data: Path, families: list[str], seeds: list[int], count: int, most: 
                     {"family": family, "seed": seed, "kind": kind, "length": length, "start": off[0], "end": off[1]}
                 )
     told(rows, out)
+
+
+def beside(truth: np.ndarray, read: np.ndarray, band: list[np.ndarray], spread: float) -> dict[str, float]:
+    """How what was expected and its band (middle, low, high) lie to what should have been read and to what was read."""
+    middle, low, high = band
+    return {
+        "miss": float(np.minimum(np.abs(truth - middle) / spread, 20).mean()),
+        "covers": float(((low <= truth) & (truth <= high)).mean()),
+        "inside": float(((low <= read) & (read <= high)).mean()),
+        "width": float((high - low).mean() / spread),
+    }
+
+
+def expected(data: Path, families: list[str], seeds: list[int], count: int, most: int, out: Path | None) -> None:
+    warnings.simplefilter("ignore")
+    rows: list[dict[str, object]] = []
+    for family, whole in recordings(data, families):
+        frame, begin, end = numbers(whole[:most])
+        model = fitted(frame.filter(~pl.col("step").is_between(begin, end, closed="left")), 0)
+        part = frame[begin:end]
+        moving = [name for name in part.columns if name != "step" and part[name].n_unique() > 10]
+        room = 8
+        if len(moving) < 2 or part.height < 3 * room:
+            continue
+        spread = {name: float(frame[name].to_numpy().std()) for name in moving}
+        truth = {name: part[name].to_numpy() for name in moving}
+        quiet = model.score(part).expected
+
+        for name, read in truth.items():
+            band = [quiet[f"{name}{end}"].to_numpy() for end in ("", "_low", "_high")]
+            rows.append({"family": family, "sensor": "no fault", **beside(read, read, band, spread[name])})
+        for seed in seeds:
+            rng = np.random.default_rng(seed)
+            for number in range(count):
+                broken = rng.choice(moving, size=min(1 + number % 2, len(moving) - 1), replace=False).tolist()
+                kind = planting.KINDS[(number // 2) % len(planting.KINDS)]
+                length = min(int(np.exp(rng.uniform(np.log(2), np.log(96)))), part.height - 2 * room - 1)
+                plant = planting.Plant(kind, int(rng.integers(room, part.height - length - room)), length)
+                values = {name: plant.apply(truth[name], spread[name], rng) for name in broken}
+                scores = model.score(part.with_columns(pl.Series(name, column) for name, column in values.items()))
+                flagged = scores.places["flagged"].to_numpy()
+                anything = np.any([values[name] != truth[name] for name in broken], axis=0) & flagged
+                for name in moving:
+                    read = values.get(name, truth[name])
+                    at = np.flatnonzero(flagged & (read != truth[name]) if name in broken else anything)
+                    if len(at):
+                        which = f"{'broken' if name in broken else 'in order'}, of {len(broken)}"
+                        band = [scores.expected[f"{name}{end}"].to_numpy()[at] for end in ("", "_low", "_high")]
+                        found = beside(truth[name][at], read[at], band, spread[name])
+                        rows.append({"family": family, "sensor": which, "kind": kind, **found})
+    table = pl.DataFrame(rows, infer_schema_length=None)
+    if out:
+        table.write_csv(out)
+    pl.Config.set_tbl_rows(100)
+    measures = [pl.len(), *[pl.col(name).mean().round(2) for name in ("miss", "covers", "inside", "width")]]
+    for keys in (["family", "sensor"], ["sensor"]):
+        print(table.group_by(keys).agg(measures).sort(keys))
 
 
 def labelled(data: Path, families: list[str], out: Path | None) -> None:
@@ -203,7 +269,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--size", type=float, default=1.0)
     parser.add_argument("--events", type=int, default=None)
-    parser.add_argument("--most", type=int, default=7000, help="places of a recording that --events looks at")
+    parser.add_argument("--expected", type=int, default=None)
+    parser.add_argument(
+        "--most", type=int, default=7000, help="places of a recording that --events and --expected look at"
+    )
     parser.add_argument("--labels", action="store_true")
     parser.add_argument("--cost", type=int, default=None)
     parser.add_argument("--out", type=Path)
@@ -214,6 +283,8 @@ def main() -> None:
         planting.SIZES[kind] *= options.size
     if options.data and options.events:
         events(options.data, options.families, options.seeds, options.events, options.most, options.out)
+    elif options.data and options.expected:
+        expected(options.data, options.families, options.seeds, options.expected, options.most, options.out)
     elif options.data and options.labels:
         labelled(options.data, options.families, options.out)
     elif options.data:

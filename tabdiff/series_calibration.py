@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float64
 
 from tabdiff.attribution import Habits
 from tabdiff.calibration import Calibration
@@ -20,7 +20,7 @@ from tabdiff.codec import Codec
 from tabdiff.columns import Kind
 from tabdiff.config import DataConfig, FitConfig
 from tabdiff.errors import TABLE, Problem, SchemaError
-from tabdiff.expectation import Expectation
+from tabdiff.expectation import Expectation, Reach
 from tabdiff.nn.assemble import build_denoiser, build_window_score
 from tabdiff.nn.denoiser import Denoiser
 from tabdiff.nn.programs import Step
@@ -37,6 +37,7 @@ _STRETCH = 4  # windows in a stretch that is held out
 _TURNS = 5  # parts of time that are held out in turn ...
 _TURNS_BELOW = 50_000  # ... below so many places; above, one part is enough
 _HABITS = 16_384  # places of held-out time, about, that say what evidence is usual
+_TRIED = 512  # places of held-out time, about, that say how much to look at
 _PLANTS = 4  # faults of each kind
 MOST_WINDOWS = 8192  # that programs are fitted to; drawn at random
 
@@ -129,8 +130,8 @@ def calibrate(
     spans: tuple[Span, ...],
     window: int,
     seed: int,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Scores of held-out time, fold by fold, with everything fitted on the rest; and what was found of planted faults.
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Scores of held-out time, fold by fold, with everything fitted on the rest; how well it is expected; and what was found of planted faults.
 
     p-values count places. The threshold counts peaks of stretches of one window, which are more nearly independent.
     """
@@ -161,7 +162,8 @@ def calibrate(
                 scorer = TrackScorer(runtime, spans, window, len(codec.columns), 0)
                 parts = list(track_errors(scorer, track.x[part], track.present[part], track.recorded[part]))
                 if any(each.judged.any() for each in parts):
-                    found.append(_Stretch((index, start), parts, track.x[part], expectation))
+                    seen = track.observed[part]
+                    found.append(_Stretch((index, start), parts, expectation.raw(track.x[part]), seen, expectation))
     if not found:
         raise SchemaError(
             [
@@ -177,7 +179,7 @@ def calibrate(
     views = [span.name for span in spans]
     samples = [errors[~np.isnan(errors[:, view, 0]), view] for view in range(len(views))]
     calibration = Calibration.fit(views, samples, [1.0] * len(views))
-    scores = [judge_places(calibration, each.expectation, None, each.parts, each.x, window)[0] for each in found]
+    scores = [judge_places(calibration, each.expectation, None, each.parts, each.raw, window).score for each in found]
     scores = [each[~np.isnan(each)] for each in scores]
     normal = np.sort(np.concatenate(scores))
     blocks = np.sort([each[i : i + window].max() for each in scores for i in range(0, len(each), window)])
@@ -186,27 +188,62 @@ def calibrate(
     stored = {**calibration.to_json(), "blocks": blocks.tolist(), **_habits(found, window).to_json()}
     _, index, start, _ = _longest(trial[-1])
     others = [each for each in found if each.begin != (index, start)] or found
-    return stored, _plant(recordings, schema, calibration, _habits(others, window), trial, spans, window, seed)
+    planted = _plant(recordings, schema, calibration, _habits(others, window), trial, spans, window, seed)
+    return stored, _expected(found), planted
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Held-out time: where it begins (recording, place), errors of its places, what they hold, and what the rest of the time leads to expect."""
+    """Held-out time: where it begins (recording, place), errors of its places, what they hold, what of it was recorded, and what the rest of the time leads to expect."""
 
     begin: tuple[int, int]
     parts: Sequence[PlaceErrors]
-    x: Float32[np.ndarray, "k w"]
+    raw: Float64[np.ndarray, "k r"]
+    seen: Bool[np.ndarray, "k c"]
     expectation: Expectation
 
 
+def _some(found: Sequence[_Stretch]) -> Sequence[_Stretch]:
+    """Some of the stretches, evenly spread, if there are many."""
+    return found[:: math.ceil(sum(len(each.raw) for each in found) / _HABITS)]
+
+
 def _habits(found: Sequence[_Stretch], window: int) -> Habits:
-    """Of some of the stretches, evenly spread, if there are many."""
-    some = found[:: math.ceil(sum(len(each.x) for each in found) / _HABITS)]
     seen = []
-    for each in some:
-        raw = each.expectation.raw(each.x)
-        seen.append((each.expectation.evidence(raw, np.arange(len(raw))), each.expectation.unchanged(raw)))
+    for each in _some(found):
+        every = np.arange(len(each.raw))
+        seen.append((each.expectation.evidence(each.raw, every), each.expectation.unchanged(each.raw)))
     return Habits.fit(seen, window, found[0].expectation.evidence_steps)
+
+
+def _expected(found: Sequence[_Stretch]) -> dict[str, Any]:
+    """How much is looked at to say what is expected, so that it is least far off; and where 95 % of what was recorded lies around that, for each number."""
+    found = _some(found)
+    reaches = Reach.all(found[0].expectation.span)
+    every = math.ceil(sum(len(each.raw) for each in found) / _TRIED)
+    misses = np.zeros(len(reaches))
+    for each in found:
+        places = np.arange(every // 2, len(each.raw), every)
+        for number, reach in enumerate(reaches):
+            if len(places):
+                misses[number] += len(places) * each.expectation.reaching(reach).miss(each.raw, each.seen, places)
+    best = reaches[int(np.argmin(misses))]
+    off: dict[str, list[Any]] = {name: [] for name in found[0].expectation.columns()}
+    for each in found:
+        expectation = each.expectation.reaching(best)
+        recorded, expected = expectation.numbers(each.raw), expectation.numbers(expectation.given_others(each.raw))
+        for name, parts in off.items():
+            seen = each.seen[:, expectation.codec.columns.index(name)]
+            parts.append((recorded[name] - expected[name])[seen])
+    usual = found[0].expectation.reaching(best).deviations()
+    band = {name: _middle(np.concatenate(parts), usual[name]) for name, parts in off.items()}
+    return {"reach": best.to_json(), "band": band}
+
+
+def _middle(values: Float64[np.ndarray, " n"], deviation: float) -> tuple[float, float]:
+    """Where 95 % of them lie; of a sensor that sent nothing in held-out time, where a Gaussian would have them."""
+    low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (-1.96 * deviation, 1.96 * deviation)
+    return float(low), float(high)
 
 
 def _longest(held: Sequence[Bool[np.ndarray, " _"]]) -> tuple[int, int, int, int]:
@@ -241,13 +278,15 @@ def _plant(
         track = encoded(frame, begin)
         scorer = TrackScorer(runtime, spans, window, len(codec.columns), 0)
         parts = list(track_errors(scorer, track.x, track.present, track.recorded))
-        return judge_places(calibration, expectation, habits, parts, track.x, window, unusual_below=1.0)
+        raw = expectation.raw(track.x)
+        judged = judge_places(calibration, expectation, habits, parts, raw, window, unusual_below=1.0)
+        return judged.score, judged.contributions
 
     def findable(broken: pl.DataFrame, frame: pl.DataFrame) -> bool:
         normal = expectation.raw(encoded(frame, 0).x)
         change = expectation.raw(encoded(broken, 0).x) - normal
         rows = np.flatnonzero(np.abs(change).max(axis=1) > 0)
-        if not len(rows) or len(normal) < expectation.steps:
+        if not len(rows) or len(normal) < expectation.span:
             return False
         with_it, without = expectation.surprise(change[rows[0] : rows[-1] + 1], normal, int(rows[0]))
         return bool(with_it > without)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any, Self
 
@@ -17,6 +17,8 @@ from tabdiff.runtime import Runtime
 from tabdiff.series import Recording
 from tabdiff.tracks import Plan
 
+_LOOKED_AT = 200  # places that tell a level
+
 
 class SeriesFeedback:
     """The part of a series' model that takes in what people say. Nothing is fitted anew."""
@@ -29,34 +31,65 @@ class SeriesFeedback:
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
         self.bundle, self.runtime = bundle, runtime
 
-    def accept(self, frame: Any) -> Self:
+    def accept(self, frame: Any, sensors: Collection[str] | None = None) -> Self:
         """The same model for which the levels in these rows are normal: a shift that was looked at and is there to stay.
 
-        Each number of each entity whose median has left its band is moved by as much. This one is not changed; `save` the
-        result.
+        Each number of each entity that lies beyond its band half of the time, around what the other sensors lead to expect, is moved by as much.
+        This one is not changed; `save` the result.
+
+        Args:
+            frame: rows as for `score`, since the shift.
+            sensors: which may have moved; any if not given. The others tell what is expected.
 
         Raises:
             SchemaError: as for `score`.
         """
         units = {entity: dict(found) for entity, found in self.plan.units.items()}
-        band = self.bundle.model["series"]["band"]
         for recording in self.plan.recordings(frame, self.bundle.schema):
             mine = units.setdefault(str(recording.entity), {})
-            even = self._even(recording)
-            for name in self.expectation.columns():
-                values = even[name].drop_nulls().cast(pl.Float64)
-                if len(values):
-                    shift, scale = mine.get(name, (0.0, 1.0))
-                    middle: Any = values.median()
-                    own = self.bundle.config.series.normalise == "entity" and str(recording.entity) in self.plan.units
-                    usual = shift if own else float(self.plan.start[name]) + shift
-                    moved = float(middle) - usual
-                    if abs(moved) > scale * max(map(abs, band[name])):
-                        mine[name] = (shift + moved, scale)
+            for name, moved in self._moved(recording, sensors).items():
+                shift, scale = mine.get(name, (0.0, 1.0))
+                mine[name] = (shift + moved, scale)
         described = self.bundle.model["series"]
         plan = replace(self.plan, units=units).to_json()
         model = {**self.bundle.model, "series": {**described, "plan": plan}}
         return type(self)(replace(self.bundle, model=model), self.runtime)
+
+    def _moved(self, recording: Recording, sensors: Collection[str] | None) -> dict[str, float]:
+        """By how much numbers of a recording lie off what the others lead to expect, the farthest first: it is not believed when the rest are judged."""
+        columns, band = self.bundle.codec.columns, self.bundle.model["series"]["band"]
+        even = self._even(recording)
+        x = self.plan.encode(recording, self.bundle.codec).x
+        raw = self.expectation.raw(x)
+        places = np.arange(0, len(raw), max(1, len(raw) // _LOOKED_AT))
+        candidates = [name for name in self.expectation.columns() if sensors is None or name in sensors]
+        if len(raw) < self.expectation.steps:
+            return {}
+
+        def off(name: str, gone: Collection[str]) -> tuple[float, float]:
+            """Half of the readings lie farther off than this; and how many bands that is."""
+            out = np.isin(columns, [*gone, name])
+            expected, ratio = self.expectation.leaving_out(
+                raw, places, lambda _, around: np.tile(out, (around.stop - around.start, 1))
+            )
+            values = pl.DataFrame({name: self.expectation.numbers(expected)[name]})
+            values = self.plan.timed(
+                self.plan.restored(values, recording.entity), recording.entity, recording.first + places
+            )
+            middle: Any = (even[name].cast(pl.Float64).gather(places) - values[name]).median()
+            _, scale = self.plan.units.get(str(recording.entity), {}).get(name, (0.0, 1.0))
+            uncertain = scale * max(map(abs, band[name])) * float(np.median(self.expectation.of_numbers(ratio)[name]))
+            return (0.0, 0.0) if middle is None else (float(middle), abs(float(middle)) / uncertain)
+
+        gone: list[str] = []
+        while candidates:
+            bands = {name: off(name, gone)[1] for name in candidates}
+            farthest = max(bands, key=bands.__getitem__)
+            if bands[farthest] <= 1:
+                break
+            gone.append(farthest)
+            candidates.remove(farthest)
+        return {name: off(name, gone)[0] for name in gone}
 
     def false_alarm(self, frame: Any, start: Any, end: Any) -> FalseAlarm:
         """A stretch that turned out to be a false alarm, for `with_false_alarms`.

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Bool, Float32
 
 from tabdiff.bundle import Bundle
 from tabdiff.codec import Codec
 from tabdiff.config import DataConfig, FitConfig, SeriesConfig
 from tabdiff.errors import TABLE, ConfigError, Problem, SchemaError
-from tabdiff.expectation import Expectation
 from tabdiff.files import fingerprint
 from tabdiff.layout import Layout
 from tabdiff.nn.assemble import build_denoiser, build_window_score, describe, report_of
@@ -101,7 +100,7 @@ def _fit(
     seed = config.train.seed
 
     folds = list(folds_of(recordings, window))
-    calibration, planted = calibrate(plan, recordings, schema, data, folds, spans, window, seed)
+    calibration, expected, planted = calibrate(plan, recordings, schema, data, folds, spans, window, seed)
     length = network_length(codec, window)
     fold = Fold(tracks, folds[0])
     denoiser, last = _learn(fold, codec, plan.rhythm, length, config, checkpoint, on_event, fingerprint(conformed))
@@ -121,9 +120,9 @@ def _fit(
         "first": first_place,
         "places": next_place - first_place,
         "levels": levels_of(conformed, codec),
+        **expected,
     }
     tensors = {f"score.{name}": value.cpu().numpy() for name, value in score.state_dict().items()}
-    described["band"] = _band(Expectation(codec, tensors, spans), tracks)
     held_out = int(sum(mine.sum() for mine in folds[0]))
     places = sum(len(track.x) for track in tracks)
     report = report_of(last, denoiser, places - held_out, held_out, len(calibration["normal"]))
@@ -265,21 +264,3 @@ def _longest_silence(recordings: Sequence[Recording], codec: Codec) -> dict[str,
             gaps = runs_of(recording.frame[name].is_null().to_numpy())
             found[name] = max([found[name], *(end - start for start, end in gaps)])
     return found
-
-
-def _band(expectation: Expectation, tracks: Sequence[Track]) -> dict[str, tuple[float, float]]:
-    """Where 95 % of what was recorded lies around what its neighbours lead to expect, for each number."""
-    off: dict[str, list[Float64[np.ndarray, " k"]]] = {name: [] for name in expectation.columns()}
-    for track in tracks:
-        if len(track.x) < expectation.steps:
-            continue
-        raw = expectation.raw(track.x)
-        found, expected = expectation.numbers(raw), expectation.numbers(expectation.given_neighbours(raw))
-        for name, parts in off.items():
-            seen = track.observed[:, expectation.codec.columns.index(name)]
-            parts.append((found[name] - expected[name])[seen])
-    band = {}
-    for name, parts in off.items():
-        low, high = np.quantile(np.concatenate(parts), [0.025, 0.975])
-        band[name] = (float(low), float(high))
-    return band

@@ -21,7 +21,7 @@ from tabdiff.codec import Codec
 from tabdiff.errors import ConfigError, Problem, SchemaError, warn
 from tabdiff.events import Event, EventRules, EventTracker, Evidence
 from tabdiff.excuses import Excuses, FalseAlarm
-from tabdiff.expectation import Expectation
+from tabdiff.expectation import Expectation, Reach
 from tabdiff.flags import Rule, benjamini_hochberg
 from tabdiff.runtime import Runtime
 from tabdiff.schema import Schema
@@ -29,7 +29,7 @@ from tabdiff.series import Recording
 from tabdiff.series_drawing import SeriesDrawing
 from tabdiff.series_feedback import SeriesFeedback
 from tabdiff.series_results import Part, Results, SeriesScores, joined
-from tabdiff.series_scoring import PlaceErrors, TrackScorer, excess, judge_places, track_errors
+from tabdiff.series_scoring import PlaceErrors, TrackScorer, excess, expect_places, judge_places, track_errors
 from tabdiff.tracks import Plan, Track
 from tabdiff.windows import Span
 
@@ -67,7 +67,8 @@ class SeriesModel(SeriesFeedback, SeriesDrawing):
         self.window = int(described["window"])
         self.spans = tuple(Span(**span) for span in described["spans"])
         self.blocks = np.asarray(bundle.calibration["blocks"])
-        self.expectation = Expectation(bundle.codec, bundle.tensors, self.spans)
+        reach = Reach(**described.get("reach", {}))
+        self.expectation = Expectation(bundle.codec, bundle.tensors, self.spans, reach)
         self.habits = Habits.from_json(bundle.calibration)
         self.false_alarms = tuple(FalseAlarm.from_json(each) for each in bundle.calibration.get("false_alarms", ()))
         self._excuses: dict[str | None, Excuses] = {}
@@ -336,14 +337,11 @@ class SeriesModel(SeriesFeedback, SeriesDrawing):
         self, entity: Any, errors: list[PlaceErrors], recorded: Bool[np.ndarray, " k"], x: np.ndarray, past: int = 0
     ) -> Part:
         """Scores of final places; `x` has `past` places before the first of them, and may go on after the last."""
-        score, contributions = judge_places(
-            self.calibration, self.expectation, self.habits, errors, x, self.window, past
-        )
-        places = slice(past, past + len(score))
-        expected = np.full((len(score), self.expectation.width), np.nan)
-        if len(x) >= self.expectation.steps and len(score):
-            expected = self.expectation.given_neighbours(self.expectation.raw(x))[places]
-        return Part(entity, errors[0].first, score, contributions, recorded[: len(score)], expected, x, past)
+        raw = self.expectation.raw(x)
+        judged = judge_places(self.calibration, self.expectation, self.habits, errors, raw, self.window, past)
+        expected, ratio = expect_places(self.expectation, self.habits, judged, raw, past)
+        recorded = recorded[: len(judged.score)]
+        return Part(entity, errors[0].first, judged.score, judged.contributions, recorded, expected, ratio, x, past)
 
     def _found(self, tracker: EventTracker, part: Part, flagged: Bool[np.ndarray, " k"]) -> list[Event]:
         """Events that end in a part; those that go on stay in the tracker."""

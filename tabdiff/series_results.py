@@ -26,7 +26,7 @@ class SeriesScores:
         places: one row for each recorded place, in order of entity and time: the entity and time columns, `score` (higher is
             more abnormal; null where too little was recorded), `p_value`, `flagged`, and the sensors that carry the score.
         contributions: one row for each of these, one column for each sensor.
-        expected: the same rows: for each number `NAME`, `NAME_low` and `NAME_high`, what the neighbouring places led to expect.
+        expected: the same rows: for each number `NAME`, `NAME_low` and `NAME_high`, what the other readings led to expect, those that are out of order left out.
         events: one row each: entity, kind ("abnormal", or "silent" for sensors that stopped reporting; then severity is for how many
             places), start and end of what was out of the ordinary, peak, severity, p_value, sensors, and whether it may go on.
         provider: engine and device that computed the errors.
@@ -44,7 +44,8 @@ class Part:
     """Final places of one recording.
 
     Attributes:
-        expected: what the neighbours of each place lead to expect.
+        expected: what the other readings lead to expect at each place.
+        ratio: how uncertain that is beside the usual, as some readings are not believed.
         x: encoded places, of which `past` lie before the first final one; some may follow the last.
     """
 
@@ -54,13 +55,14 @@ class Part:
     contributions: Float64[np.ndarray, "k c"]
     recorded: Bool[np.ndarray, " k"]
     expected: Float64[np.ndarray, "k r"]
+    ratio: Float64[np.ndarray, "k r"]
     x: Float32[np.ndarray, "m w"]
     past: int = 0
 
 
 def joined(parts: Sequence[Part], x: Float32[np.ndarray, "k w"]) -> Part:
     """Parts of one recording that follow each other, as one; `x` are its places."""
-    names = ("score", "contributions", "recorded", "expected")
+    names = ("score", "contributions", "recorded", "expected", "ratio")
     arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return replace(parts[0], **arrays, x=x, past=0)
 
@@ -118,10 +120,10 @@ class Results:
     def expected(self, part: Part, keep: Any) -> pl.DataFrame:
         """Numbers with their bands, in the user's units."""
         band = self.described["band"]
-        values = self.expectation.numbers(part.expected[keep])
+        values, ratio = self.expectation.numbers(part.expected[keep]), self.expectation.of_numbers(part.ratio[keep])
         ends = []
         for end in range(3):
-            frame = pl.DataFrame({name: middle + (0.0, *band[name])[end] for name, middle in values.items()})
+            frame = pl.DataFrame({name: x + ratio[name] * (0.0, *band[name])[end] for name, x in values.items()})
             places = part.first + np.asarray(keep, dtype=np.int64)
             ends.append(self.plan.timed(self.plan.restored(frame, part.entity), part.entity, places))
         return pl.DataFrame(

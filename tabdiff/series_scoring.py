@@ -21,6 +21,8 @@ from tabdiff.runtime import Runtime
 from tabdiff.windows import Span, Stitch, cut, window_starts
 
 UNUSUAL = 0.1  # p-value
+_DISBELIEVED = 3  # sensors of an unusual place, at most ...
+_LEAST_PART = 0.1  # ... that carry at least so much of what the first carries
 _TOGETHER = 8  # windows: products of matrices of one to three rows are summed in another order than those of more
 _PIECE = 16_384  # places that are pushed together
 _CELLS = 4_000_000  # numbers in the errors of one chunk of windows: memory does not grow with the series
@@ -140,17 +142,34 @@ def track_errors(
     yield scorer.finish()
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What is known of K places.
+
+    Attributes:
+        score: NaN where too little is recorded.
+        contributions: what each of C sensors adds to it.
+        unusual: the places that evidence was asked of.
+        evidence: of the M places given, of which some lie before and after: that against each sensor, 0 where it was not asked for.
+    """
+
+    score: Float64[np.ndarray, " k"]
+    contributions: Float64[np.ndarray, "k c"]
+    unusual: Int[np.ndarray, " n"]
+    evidence: Float64[np.ndarray, "m c"]
+
+
 def judge_places(
     calibration: Calibration,
     expectation: Expectation,
     habits: Habits | None,
     parts: Sequence[PlaceErrors],
-    x: Float32[np.ndarray, "m w"],
+    raw: Float64[np.ndarray, "m r"],
     window: int,
     past: int = 0,
     unusual_below: float = UNUSUAL,
-) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "k c"]]:
-    """Scores of places (NaN where too little is recorded) and what each sensor adds to them.
+) -> Judged:
+    """Scores of places, and what each sensor adds to them.
 
     A view that no window gave finds nothing unusual. Ordinary places share their score as the windows' errors do; unusual ones
     by the evidence for each sensor, which costs more.
@@ -158,7 +177,7 @@ def judge_places(
     Args:
         habits: of the sensors; None while they are not known yet, and nothing is weighed.
         parts: errors of K places.
-        x: encoded places, of which `past` lie before the first of them.
+        raw: what M places hold (`Expectation.raw`), of which `past` lie before the first of them.
         window: places in a window.
         unusual_below: p-value up to which places count as unusual.
     """
@@ -167,28 +186,59 @@ def judge_places(
     typical = np.exp(np.asarray(calibration.center))[None, :, None] / errors.shape[2]
     score, contributions = calibration.combine(np.where(np.isnan(errors), typical, errors))
     unusual = np.flatnonzero(judged & (calibration.p_value(score) <= unusual_below))
-    if habits is not None and len(unusual) and len(x) >= expectation.steps:
-        weight = _suspected(expectation, habits, expectation.raw(x), past + unusual, window) + 1e-12
+    evidence = np.zeros((len(raw), errors.shape[2]))
+    if habits is None or len(raw) < expectation.span:
+        unusual = unusual[:0]
+    if habits is not None and len(unusual):
+        places, steps = past + unusual, expectation.evidence_steps
+        some = _near(places, far_of(window, steps), len(raw))
+        evidence[some] = expectation.evidence(raw, some)
+        weight = habits.weigh(evidence, expectation.unchanged(raw), places, window, steps) + 1e-12
         contributions[unusual] = score[unusual, None] * weight / weight.sum(axis=1, keepdims=True)
-    return np.where(judged, score, np.nan), np.where(judged[:, None], contributions, 0.0)
+    return Judged(np.where(judged, score, np.nan), np.where(judged[:, None], contributions, 0.0), unusual, evidence)
 
 
-def _suspected(
+def expect_places(
     expectation: Expectation,
     habits: Habits,
+    judged: Judged,
     raw: Float64[np.ndarray, "m r"],
-    places: Int[np.ndarray, " n"],
-    window: int,
-) -> Float64[np.ndarray, "n c"]:
-    """The weight of each sensor at some places; evidence, which costs most, is computed only as far around as it counts."""
-    far = far_of(window, expectation.evidence_steps)
-    near = np.zeros(len(raw) + 1)
+    past: int,
+) -> tuple[Float64[np.ndarray, "k r"], Float64[np.ndarray, "k r"]]:
+    """What K places should have held, and how uncertain that is beside the usual; NaN of too few places.
+
+    At an unusual place the sensors that carry it are not believed where evidence against them is out of the ordinary: else what a broken sensor
+    pulls along would be told as expected, of the others and of itself. Half of the sensors are believed in any case, as the rest is judged by them.
+    """
+    count, owner = len(judged.score), len(expectation.codec.columns)
+    if not count or len(raw) < expectation.steps:
+        nothing = np.full((count, expectation.width), np.nan)
+        return nothing, nothing
+    expected = expectation.given_others(raw)[past : past + count]
+    ratio = np.ones_like(expected)
+    carry = judged.contributions[judged.unusual]
+    order = np.argsort(-carry, axis=1, kind="stable")[:, : max(1, min(_DISBELIEVED, owner // 2))]
+    suspected = np.zeros(carry.shape, dtype=bool)
+    np.put_along_axis(suspected, order, True, axis=1)
+    suspected &= carry >= _LEAST_PART * carry.max(axis=1, keepdims=True, initial=0.0)
+    odd = habits.excess(judged.evidence) > 0
+    at = past + judged.unusual
+
+    def hidden(number: int, around: slice) -> Bool[np.ndarray, "t c"]:
+        beyond = odd[around].copy()
+        beyond[at[number] - around.start] = True
+        return np.asarray(beyond & suspected[number])
+
+    expected[judged.unusual], ratio[judged.unusual] = expectation.leaving_out(raw, at, hidden)
+    return expected, ratio
+
+
+def _near(places: Int[np.ndarray, " n"], far: int, count: int) -> Int[np.ndarray, " m"]:
+    """Which of the places from 0 to `count` lie no farther than that from some: evidence, which costs most, is computed there alone."""
+    near = np.zeros(count + 1)
     np.add.at(near, np.maximum(places - far, 0), 1)
-    np.add.at(near, np.minimum(places + far + 1, len(raw)), -1)
-    some = np.flatnonzero(np.cumsum(near)[:-1] > 0)
-    evidence = np.zeros((len(raw), len(expectation.codec.columns)))
-    evidence[some] = expectation.evidence(raw, some)
-    return habits.weigh(evidence, expectation.unchanged(raw), places, window, expectation.evidence_steps)
+    np.add.at(near, np.minimum(places + far + 1, count), -1)
+    return np.asarray(np.flatnonzero(np.cumsum(near)[:-1] > 0))
 
 
 def excess(

@@ -96,41 +96,6 @@ def test_a_solver_that_gives_up_is_followed_by_another(monkeypatch: pytest.Monke
     torch.testing.assert_close(view(some), usual(some), rtol=1e-4, atol=1e-6)
 
 
-def test_expected_places_are_conditional_means(model: SeriesModel) -> None:
-    expectation = model.expectation
-    raw = np.random.default_rng(0).normal(size=(60, expectation.width))
-    found = expectation.given_neighbours(raw)
-    steps, width = expectation.steps, expectation.width
-    covariance = np.linalg.inv(expectation._precision)
-    for place in (0, 30, 59):
-        start = int(np.clip(place - steps // 2, 0, 60 - steps))
-        own = np.arange((place - start) * width, (place - start + 1) * width)
-        rest = np.setdiff1d(np.arange(steps * width), own)
-        off = raw[start : start + steps].reshape(-1) - expectation._mean
-        truth = expectation._mean[own] + covariance[np.ix_(own, rest)] @ np.linalg.solve(
-            covariance[np.ix_(rest, rest)], off[rest]
-        )
-        assert found[place] == pytest.approx(truth, abs=1e-6)
-
-
-def test_evidence_is_the_fall_of_the_squared_distance_without_a_sensor(model: SeriesModel) -> None:
-    expectation = model.expectation
-    steps, owner, precision, _ = expectation._parts
-    raw = np.random.default_rng(1).normal(size=(steps, expectation.width))
-    found = expectation.evidence(raw, np.array([steps // 2]))[0]
-    off = raw.reshape(-1) - expectation._mean[: raw.size]
-    covariance = np.linalg.inv(precision)
-    known = np.linalg.inv(expectation._precision)[: raw.size, : raw.size]  # under the noise of expectations, 0.1
-    assert covariance == pytest.approx(known + (0.5**2 - 0.1**2) * np.eye(raw.size), abs=1e-3)
-
-    def distance(keep: np.ndarray) -> float:
-        return float(off[keep] @ np.linalg.solve(covariance[np.ix_(keep, keep)], off[keep]))
-
-    for column in range(len(model.codec.columns)):
-        truth = distance(np.arange(len(off))) - distance(np.flatnonzero(owner != column))
-        assert found[column] == pytest.approx(truth, rel=1e-4, abs=1e-4)
-
-
 def test_the_control_is_windowed_pca() -> None:
     x = np.random.default_rng(0).normal(size=(300, 2)).cumsum(0) * 0.1
     windows = np.lib.stride_tricks.sliding_window_view(x, 16, axis=0).transpose(0, 2, 1).astype(np.float32)
@@ -511,7 +476,8 @@ def test_a_false_alarm_is_excused_and_what_is_not_like_it_is_not(
     assert before.events.height == 1
     assert (after.places["score"] <= before.places["score"] + 1e-6).all()
     assert after.places["score"][:150].equals(before.places["score"][:150])
-    assert after.expected.equals(before.expected)
+    same = after.places["score"] == before.places["score"]  # elsewhere fewer readings are out of order, so more are believed
+    assert after.expected.filter(same).equals(before.expected.filter(same))
 
 
 def test_of_two_faults_at_once_the_one_that_was_not_judged_is_named(model: SeriesModel, forgiving: SeriesModel) -> None:

@@ -27,8 +27,8 @@ _LEAST = 2  # of so many parts of a window one must have passed since the shift
 def accept_level(workspace: Workspace, alert_id: int, author: str, note: str = "") -> dict[str, Any]:
     """Make a version for which the levels of an event's sensors are normal, and promote it.
 
-    The levels are the medians of the rows of the event's entity from its start on, up to its end or, while it goes on, the newest row. The
-    network, programs and calibration stay. The alert is judged normal.
+    The levels are told by the rows of the event's entity from its start on, up to its end or, while it goes on, the newest row: by how far its
+    sensors lie off what the others lead to expect, half of the time. The network, programs and calibration stay. The alert is judged normal.
 
     Args:
         workspace: where alert and model are.
@@ -56,7 +56,7 @@ def accept_level(workspace: Workspace, alert_id: int, author: str, note: str = "
         if not isinstance(model, SeriesModel):
             raise StoreError(f"{champion} is of a table now, which has no levels. Judge the alert instead.")
         rows, _ = newest_rows(workspace.sources.get(alert["source"])[1], _ROWS)
-        accepted = model.accept(_since(rows, model, alert))
+        accepted = model.accept(_since(rows, model, alert), [reason["column"] for reason in alert["reasons"]])
         moved = _moved(model, accepted, alert["entity"])
         if not moved:
             named = ", ".join(reason["column"] for reason in alert["reasons"])
@@ -90,24 +90,20 @@ def accept_level(workspace: Workspace, alert_id: int, author: str, note: str = "
 
 
 def _since(rows: pl.DataFrame, model: SeriesModel, alert: dict[str, Any]) -> pl.DataFrame:
-    """Rows of the event's entity and sensors since it began."""
+    """Rows of the event's entity since it began."""
     grid, config = model.plan.grid, model.plan.config
     places = pl.Series(grid.places_of(canonical_times(rows, config, model.schema)))
     inside = places >= alert["first_place"]
     if not alert["open"]:
         inside &= places <= alert["last_place"]
     inside &= rows_of(rows, config, alert["entity"])
-    named = [reason["column"] for reason in alert["reasons"]]
     mine = rows.filter(inside.fill_null(False))
     passed = places.filter(inside.fill_null(False)).n_unique()
     if passed * _LEAST < model.window:
         raise StoreError(
             f"a level is the median of at least {-(-model.window // _LEAST)} places; {passed} have come since the event began. Wait a while."
         )
-    if config.sensor is not None:
-        return mine.filter(pl.col(config.sensor).is_in(named))
-    others = [name for name in model.codec.columns if name not in named and name in mine.columns]
-    return mine.with_columns(pl.lit(None, mine.schema[name]).alias(name) for name in others)
+    return mine
 
 
 def _moved(model: SeriesModel, accepted: SeriesModel, entity: str | None) -> dict[str, float]:
