@@ -98,10 +98,10 @@ class Shelf:
         return before, f"{found}<script>{_SCRIPT.replace('LATER', json.dumps(later))}</script>{after}"
 
     def _closure(self, parts: tuple[str, ...]) -> list[str]:
-        """The files of parts of the frontend with what they need; none that the document names anyway."""
+        """The files of parts of the frontend, each followed by what it needs; none that the document names anyway."""
         scripts = self.root / "static" / "js"
         known = set(_NAMED.findall(self._index))
-        wanted = [path.name for part in parts for path in scripts.glob(f"{part}.*.js")]
+        wanted = [path.name for part in reversed(parts) for path in scripts.glob(f"{part}.*.js")]
         found: list[str] = []
         while wanted:
             name = wanted.pop()

@@ -19,7 +19,6 @@ from dashboard import bars, queries, upkeep
 from dashboard.assets import Assets, Shelf
 from dashboard.charts import describe_days
 from dashboard.server import at_once
-from dashboard.text import plain, table
 from tabdiff.store import Workspace
 from tabdiff.store.scores import Alert, Part
 from tabdiff.store.triage import Filter
@@ -266,10 +265,3 @@ def test_bars_say_their_numbers() -> None:
     assert ">1.2k<" in drawn
     assert "none in this time" in describe_days(counts.with_columns(alerts=pl.lit(0)))
     assert bars.by_day(counts.head(0), "nothing")
-
-
-def test_a_table_of_text_keeps_its_cells_apart() -> None:
-    written = table([{"Name": plain("a|b"), "What": plain("**x**")}, {"Name": "", "What": plain("`c`\n| d")}])
-    lines = written.splitlines()
-    assert len(lines) == 4
-    assert all(line.replace("\\|", "").count("|") == 3 for line in lines)

@@ -476,7 +476,9 @@ def test_a_false_alarm_is_excused_and_what_is_not_like_it_is_not(
     assert before.events.height == 1
     assert (after.places["score"] <= before.places["score"] + 1e-6).all()
     assert after.places["score"][:150].equals(before.places["score"][:150])
-    same = after.places["score"] == before.places["score"]  # elsewhere fewer readings are out of order, so more are believed
+    same = (
+        after.places["score"] == before.places["score"]
+    )  # elsewhere fewer readings are out of order, so more are believed
     assert after.expected.filter(same).equals(before.expected.filter(same))
 
 
