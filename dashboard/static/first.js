@@ -1,4 +1,4 @@
-// Takes the first view away when Streamlit has drawn the page, then fetches what other pages need. Streamlit's page is hidden meanwhile, so that nothing is read or reached twice.
+// Takes the first view away when Streamlit has drawn the page, then has what other pages need fetched and compiled. Streamlit's page is hidden meanwhile, so that nothing is read or reached twice.
 (() => {
   const view = document.getElementById("first-view"), root = document.getElementById("root")
   if (view) {
@@ -13,7 +13,7 @@
     view?.remove()
     root.style.visibility = ""
     requestIdleCallback?.(() => {
-      for (const href of LATER) document.head.append(Object.assign(document.createElement("link"), { rel: "prefetch", crossOrigin: "", href }))
+      for (const href of LATER) document.head.append(Object.assign(document.createElement("link"), { rel: "modulepreload", crossOrigin: "", href }))
     })
   }
   const seen = new MutationObserver(() => {
