@@ -553,7 +553,7 @@ def test_a_level_is_accepted_from_its_alert(
     rows = pl.concat([pl.read_parquet(path) for path in sorted(data.iterdir())])
     mine = rows.filter(pl.col("machine") == "right", pl.col("at") >= alert["at"].replace(tzinfo=None))
     usual = model.plan.start["level"]
-    assert done["levels"]["level"] == pytest.approx(mine["level"].median() - usual)  # type: ignore[operator]
+    assert done["levels"]["level"] == pytest.approx(mine["level"].median() - usual, abs=0.02)  # type: ignore[operator]
     assert (done["version"], scored.models.get("fleet").version) == (2, 2)
     found = scored.triage.get(alert["id"])
     assert [(h["verdict"], h["author"]) for h in found["history"]] == [("normal", "ann")]
