@@ -1,12 +1,14 @@
 """The dashboard on a large workspace, as a browser sees it: first useful paint, page switch and filter; memory; ten people at once.
 
-    OMP_NUM_THREADS=1 python benchmarks/dashboard.py [--rows 1000000] [--alerts 10000] [--users 10] [--times 7] [--keep FOLDER]
+    OMP_NUM_THREADS=1 python benchmarks/dashboard.py [--rows 1000000] [--alerts 10000] [--users 10] [--times 7] [--keep FOLDER] [--crowd]
 
 The workspace is real: a small model scores every row, in parts of a tenth, and a tenth of the alerts comes from each. Times are of a
-Chromium on the same machine, from the click (or the address) to the moment at which what was asked for is on the page, after
-one visit that warms the server. Ten people are ten tabs of one Chromium that all do the same at once, so on two cores the browsers take
-most of the time. What the server alone does is measured apart: web sockets that speak Streamlit's protocol, without a browser, ask
-for the same pages, and the processor time of server and of browsers is counted for each. Memory is that of the server's process, as RSS.
+Chromium on the same machine with a new profile, after one visit that warms the server, from the click (or the address) to the moment at which what was asked for is on the page. Of the first
+page two: *first useful paint*, the frame in which the number of open alerts is on the screen, and *live*, when Streamlit has drawn the page and it can be used.
+
+What one of ten people feels is measured by one browser while nine others use the dashboard: they speak Streamlit's protocol by web socket and draw nothing, as their browsers
+run on machines of their own. All pause for a second between pages, or not at all. `--crowd` adds ten tabs of one Chromium at once, which on two cores measures Chromium.
+What the server alone does is measured by web sockets only, and the processor time of server and of browsers is counted. Memory is that of the server's process, as RSS.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -107,8 +109,8 @@ def browsers(server: int) -> float:
     return found
 
 
-async def ask(url: str, pages: list[tuple[str, str]]) -> list[float]:
-    """Seconds until each page (name, query) is complete, for somebody who speaks Streamlit's protocol and draws nothing."""
+async def ask(url: str, pages: list[tuple[str, str]], pause: float = 0.0) -> list[float]:
+    """Seconds until each page (name, query) is complete, for somebody who speaks Streamlit's protocol and draws nothing, and pauses between pages."""
     from streamlit.proto.BackMsg_pb2 import BackMsg
     from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
     from websockets.asyncio.client import connect
@@ -125,12 +127,39 @@ async def ask(url: str, pages: list[tuple[str, str]]) -> list[float]:
             while ForwardMsg.FromString(await socket.recv()).WhichOneof("type") != "script_finished":  # type: ignore[arg-type]
                 pass
             found.append(time.monotonic() - started)
+            await asyncio.sleep(pause)
     return found
+
+
+def way(first: int) -> list[tuple[str, str]]:
+    """The pages that everybody goes through; `first` is the most severe alert."""
+    return [("", ""), ("anomalies", ""), ("anomalies", "entity=m7"), ("anomalies", f"alert={first}"), ("", "")]
+
+
+@contextlib.asynccontextmanager
+async def others(url: str, first: int, people: int, pause: float) -> AsyncIterator[list[float]]:
+    """So many people who go through the pages again and again, each beginning at another moment; yields how long their pages took."""
+    found: list[float] = []
+
+    async def somebody(number: int) -> None:
+        await asyncio.sleep(pause * number / people)
+        while True:
+            found.extend(await ask(url, way(first), pause))
+
+    tasks = [asyncio.create_task(somebody(number)) for number in range(people)]
+    try:
+        yield found
+    finally:
+        for task in tasks:
+            task.cancel()
+        for end in await asyncio.gather(*tasks, return_exceptions=True):
+            if not isinstance(end, asyncio.CancelledError):
+                raise end  # type: ignore[misc]
 
 
 async def serve_only(url: str, pid: int, users: int, first: int) -> None:
     """What the same way costs the server, without browsers."""
-    pages = [("", ""), ("anomalies", ""), ("anomalies", "entity=m7"), ("anomalies", f"alert={first}"), ("", "")]
+    pages = way(first)
     names = ["overview", "queue", "filter", "alert", "overview again"]
     await ask(url, pages)
     print("\n| server without browsers | " + " | ".join(names) + " | server CPU of one visit |\n|---|" + "---|" * 6)
@@ -148,16 +177,28 @@ async def timed(what: Callable[[], Awaitable[Any]]) -> float:
     return time.monotonic() - started
 
 
-async def visit(context: Any, url: str, alerts: int) -> dict[str, float]:
-    """One person's way: open, look at the queue, filter it, open an alert, go back to the overview."""
+# Looks at every frame: when was the number of alerts first on the screen, and when was the page Streamlit's?
+_WATCH = """(() => {
+  const seen = window.seen = {}, shown = (where) => [...document.querySelectorAll(where)].some(e => e.innerText.trim() === "ALERTS" && e.checkVisibility({visibilityProperty: true}))
+  const look = () => {
+    const live = shown("[data-testid=stMetricValue]")
+    if (!seen.paint && (live || shown("#first-view dd"))) seen.paint = performance.now()
+    if (live) seen.live = performance.now(); else requestAnimationFrame(look)
+  }
+  requestAnimationFrame(look)
+})()"""
+
+
+async def visit(context: Any, url: str, alerts: int, pause: float) -> dict[str, float]:
+    """One person's way: open, look at the queue, filter it, open an alert, go back to the overview; with a pause before each step."""
     page = await context.new_page()
     page.set_default_timeout(120_000)
+    await page.add_init_script(_WATCH.replace("ALERTS", f"{alerts:,}"))
     counted = page.get_by_test_id("stMetricValue").first
 
     async def open_first() -> None:
         await page.goto(url, wait_until="commit")
-        await counted.wait_for()
-        await page.get_by_role("img", name="Bar chart of alerts by day").wait_for()
+        await page.wait_for_function("window.seen && window.seen.live")
 
     async def to_queue() -> None:
         await page.get_by_role("link", name="Anomalies").click()
@@ -181,22 +222,32 @@ async def visit(context: Any, url: str, alerts: int) -> dict[str, float]:
         await page.get_by_role("link", name="Overview").click()
         await counted.wait_for()
 
-    found = {}
+    await open_first()
+    first = await page.evaluate("window.seen")
+    found = {"first useful paint": first["paint"] / 1000, "first page, live": first["live"] / 1000}
     steps = {
-        "first useful paint": open_first,
         "page switch: queue": to_queue,
         "filter": narrow,
         "open an alert": next_page,
         "page switch: overview": back,
     }
     for name, step in steps.items():
+        await asyncio.sleep(pause)
         found[name] = await timed(step)
     await page.close()
     return found
 
 
-async def measure(url: str, pid: int, alerts: int, users: int, times: int) -> None:
-    """Print what was measured."""
+def told(title: str, visits: list[dict[str, float]]) -> None:
+    """Print a table of steps."""
+    print(f"\n| {title} | median s | worst s |\n|---|---|---|")
+    for name in visits[0]:
+        seconds = sorted(visit[name] for visit in visits)
+        print(f"| {name} | {seconds[len(seconds) // 2]:.2f} | {seconds[-1]:.2f} |", flush=True)
+
+
+async def measure(url: str, pid: int, alerts: int, users: int, times: int, number: int, crowd: bool) -> None:
+    """Print what was measured; `number` is the most severe alert."""
     from playwright.async_api import async_playwright
 
     program = next(found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name)))
@@ -204,12 +255,12 @@ async def measure(url: str, pid: int, alerts: int, users: int, times: int) -> No
         browser = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         width, height = SIZES["desktop"]
 
-        async def somebody() -> dict[str, float]:
+        async def somebody(pause: float = 1.0) -> dict[str, float]:
             context = await browser.new_context(
                 viewport={"width": width, "height": height}, timezone_id="Europe/Berlin"
             )
             try:
-                return await visit(context, url, alerts)
+                return await visit(context, url, alerts, pause)
             finally:
                 await context.close()
 
@@ -219,22 +270,24 @@ async def measure(url: str, pid: int, alerts: int, users: int, times: int) -> No
         before, drawn = cpu(pid), browsers(pid)
         alone = [await somebody() for _ in range(times)]
         each, drawing = (cpu(pid) - before) / times, (browsers(pid) - drawn) / times
-        print(f"\n| one person, {times} visits | median s | worst s |\n|---|---|---|")
-        for name in alone[0]:
-            seconds = sorted(visit[name] for visit in alone)
-            print(f"| {name} | {seconds[len(seconds) // 2]:.2f} | {seconds[-1]:.2f} |")
+        told(f"one person, {times} visits, pauses 1 s", alone)
         print(
             f"\nCPU of one visit of five steps: server {each:.2f} s, browser {drawing:.2f} s; {rss(pid):.0f} MB; load {os.getloadavg()[0]:.1f}"
         )
-        before, drawn = cpu(pid), browsers(pid)
-        together = await asyncio.gather(*(somebody() for _ in range(users)))
-        print(f"\n| {users} people at once | median s | worst s |\n|---|---|---|")
-        for name in together[0]:
-            seconds = sorted(visit[name] for visit in together)
-            print(f"| {name} | {seconds[len(seconds) // 2]:.2f} | {seconds[-1]:.2f} |")
-        print(
-            f"\nCPU of one visit: server {(cpu(pid) - before) / users:.2f} s, browser {(browsers(pid) - drawn) / users:.2f} s; {rss(pid):.0f} MB; load {os.getloadavg()[0]:.1f}"
-        )
+        for pause in (1.0, 0.0):
+            async with others(url, number, users - 1, pause) as pages:
+                among = [await somebody(pause) for _ in range(times)]
+            seconds = sorted(pages)
+            told(f"one person among {users}, all pause {pause:g} s", among)
+            print(
+                f"\npages of the others: {len(seconds)}, median {seconds[len(seconds) // 2]:.2f} s, worst {seconds[-1]:.2f} s; {rss(pid):.0f} MB; load {os.getloadavg()[0]:.1f}"
+            )
+        if crowd:
+            before, drawn = cpu(pid), browsers(pid)
+            told(f"{users} browsers at once", await asyncio.gather(*(somebody(0.0) for _ in range(users))))
+            print(
+                f"\nCPU of one visit: server {(cpu(pid) - before) / users:.2f} s, browser {(browsers(pid) - drawn) / users:.2f} s; {rss(pid):.0f} MB; load {os.getloadavg()[0]:.1f}"
+            )
         await browser.close()
 
 
@@ -246,6 +299,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=10)
     parser.add_argument("--times", type=int, default=7)
     parser.add_argument("--keep", type=Path, help="folder to keep the workspace in, and to take it from if it is there")
+    parser.add_argument("--crowd", action="store_true", help="also so many browsers at once on this machine")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
@@ -255,7 +309,8 @@ def main() -> None:
         with dashboard(folder / "home", folder) as started:
             number = Workspace.open(folder / "home").triage.numbers(Filter(), 1)[0]
             asyncio.run(serve_only(started.url, started.process.pid, options.users, number))
-            asyncio.run(measure(started.url, started.process.pid, options.alerts, options.users, options.times))
+            given = (options.alerts, options.users, options.times, number, options.crowd)
+            asyncio.run(measure(started.url, started.process.pid, *given))
 
 
 if __name__ == "__main__":

@@ -118,6 +118,10 @@ def show(number: int) -> None:
 def _sentence(value: Any, low: Any, high: Any, expected: Any) -> str:
     said = plain(value, 60)
     if low is not None and high is not None:
+        if (
+            isinstance(value, int | float) and low <= value <= high
+        ):  # what carries a score is odd beside the others, not always by itself
+            return f"is **{said}**, within the {plain(about(low), 60)} to {plain(about(high), 60)} that would be expected from the rest of the row"
         return f"is **{said}**; from the rest of the row {plain(about(low), 60)} to {plain(about(high), 60)} would be expected"
     return f"is **{said}**; from the rest of the row {plain(about(expected), 60)} would be expected"
 
@@ -166,8 +170,12 @@ def _more(alert: dict[str, Any], found: dict[str, Any]) -> None:
                 for name, value in found["repair"].items()
             ]
             st.dataframe(pl.DataFrame(lines), hide_index=True, alt="Table of the changes of the smallest repair")
-            ending = "the row is normal" if found["normal"] else "even then the row is not normal"
-            st.caption(f"With these values {ending} (p = {found['repaired_p_value']:.3g}).")
+            ending = (
+                "With these values the row is normal"
+                if found["normal"]
+                else "Even with these values the row is not normal"
+            )
+            st.caption(f"{ending} (p = {found['repaired_p_value']:.3g}).")
     with nearest:
         if not found["nearest"]:
             st.write("The version keeps no normal rows to compare with.")

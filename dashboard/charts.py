@@ -164,7 +164,7 @@ def interval(reasons: Sequence[Mapping[str, Any]]) -> Chart | None:
         return None
     data, names = _data(rows), [row["column"] for row in rows]
     y = alt.Y("column:N", sort=names, title=None, axis=alt.Axis(labelLimit=_LABEL, labelOverlap=False))
-    title = "distance, in widths of the expected interval (80 %)"
+    title = "distance in expected intervals (80 %)"
     band = (
         alt.Chart(data)
         .mark_bar(color=EXPECTED, opacity=0.55, height=14, cornerRadius=3)

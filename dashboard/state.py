@@ -92,6 +92,15 @@ def local(moment: datetime | None, style: str = "%d %b %Y, %H:%M") -> str:
     return "" if moment is None else moment.astimezone(zone()).strftime(style)
 
 
+def local_span(first: datetime, last: datetime) -> str:
+    """A stretch of time on the viewer's clock, to the minute."""
+    begin, end = local(first), local(last)
+    if begin == end:
+        return begin
+    same = local(first, "%d %b %Y") == local(last, "%d %b %Y")
+    return f"{begin} to {local(last, '%H:%M' if same else '%d %b %H:%M')}"
+
+
 def ago(moment: datetime | None, now: datetime | None = None) -> str:
     """How long ago, in one unit."""
     if moment is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tempfile
 import unicodedata
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +46,6 @@ def plain(value: Any, longest: int = _LONGEST) -> str:
     """The same for labels, captions and headings, which Streamlit reads as Markdown."""
     broken = _FOUND_LATER.sub(lambda found: found[0] + _JOINER, literal(value, longest))
     return _SIGNS.sub(r"\\\1", broken)
-
-
-def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """A small table as Markdown, which is on the page at once; its cells are `plain` already, its headings ours."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([cell or " " for cell in row.values()] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def csv_bytes(frame: pl.DataFrame) -> bytes:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -240,6 +242,73 @@ HOSTILE = {
 }
 
 
+@contextmanager
+def before_scripts(browser: Any, url: str, *, size: str = "desktop", dark: bool = False) -> Iterator[Any]:
+    """The page as it is painted before a script runs, or where none may."""
+    width, height = SIZES[size]
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        java_script_enabled=False,
+        color_scheme="dark" if dark else "light",
+    )
+    try:
+        page = context.new_page()
+        page.goto(url)
+        yield page
+    finally:
+        context.close()
+
+
+def test_numbers_are_there_before_any_script_runs(
+    demo: tuple[Dashboard, Workspace], browser: Any, tmp_path: Path
+) -> None:
+    started, workspace = demo
+    count = workspace.triage.count(Filter())
+    backgrounds = set()
+    for size in SIZES:
+        for dark in (False, True):
+            with before_scripts(browser, started.url, size=size, dark=dark) as page:
+                view = page.locator("#first-view")
+                (number,) = (
+                    view.locator("div", has=page.get_by_text("Open anomalies", exact=True)).locator("dd").first.all()
+                )
+                assert number.inner_text() == f"{count:,}"
+                for words in (
+                    "Anomalies of 14 days (UTC)",
+                    "What they tell",
+                    "pumps by pumps",
+                    "UTC. The page is loading",
+                ):
+                    assert view.get_by_text(words).first.is_visible(), words
+                assert view.get_by_role("img", name=re.compile("Bar chart of alerts by day")).is_visible()
+                assert page.locator("#first-view").evaluate("e => e.scrollWidth <= e.clientWidth")
+                backgrounds.add(view.evaluate("e => getComputedStyle(e).backgroundColor"))
+    assert len(backgrounds) == 2
+    with tab(browser) as page:  # it goes when the page is drawn, and nothing is read twice meanwhile
+        page.add_init_script(
+            "window.both = 0; new MutationObserver(() => { if (document.querySelector('#first-view') && "
+            "document.querySelector('[data-testid=stMetric]')?.checkVisibility({visibilityProperty: true})) window.both++ })"
+            ".observe(document, {childList: true, subtree: true})"
+        )
+        go(page, started)
+        page.wait_for_function("!document.querySelector('#first-view')")
+        assert page.get_by_test_id("stMetricValue").first.inner_text() == f"{count:,}"
+        assert page.evaluate("window.both") == 0
+    with tab(browser) as page:  # whoever chose a theme sees it at once
+        page.add_init_script("localStorage.setItem('stActiveTheme-/-v2', '\"Dark\"')")
+        page.goto(started.url, wait_until="commit")
+        page.wait_for_function(
+            "document.querySelector('#first-view.dark') || document.querySelector('[data-testid=stMetric]')"
+        )
+        settle(page)
+        dark_page = page.get_by_test_id("stApp").evaluate("e => getComputedStyle(e).backgroundColor")
+        assert dark_page in backgrounds
+    with dashboard(workspace.home, tmp_path, TABDIFF_DASHBOARD_ROLE="nobody") as closed:
+        assert "pumps" not in urllib.request.urlopen(closed.url).read().decode()
+    with dashboard(tmp_path / "empty", tmp_path) as empty:
+        assert '<div id="first-view"' not in urllib.request.urlopen(empty.url).read().decode()
+
+
 def test_hostile_names_stay_text(browser: Any, tmp_path: Path) -> None:
     workspace = Workspace.create(tmp_path / "home")
     add_version(workspace, "m", "one")
@@ -257,6 +326,11 @@ def test_hostile_names_stay_text(browser: Any, tmp_path: Path) -> None:
     workspace.scores.judge(number, "anomaly", author="<i>ann</i>", note="<b>bold</b> [x](https://evil.example)")
     workspace.events.tell("late_rows", "<u>subject</u>", "warning", {"reason": "<s>why</s> :red[x]"})
     with dashboard(tmp_path / "home", tmp_path) as started, tab(browser) as page:
+        with before_scripts(browser, started.url) as early:
+            view = early.locator("#first-view")
+            assert next(iter(HOSTILE)) in view.inner_text()
+            assert view.locator("script, img, i, u, s, [onerror], a[href*=evil], a[href^=javascript]").count() == 0
+            assert early.request.get(started.url, headers={"Host": "evil.example"}).status == 421
         for path in ("", "anomalies?state=all", f"anomalies?alert={number}", "anomalies?view=Stories&state=all"):
             go(page, started, path)
             assert page.evaluate("window.pwned") is None
@@ -286,6 +360,9 @@ def test_nobody_sees_anything_before_signing_in(browser: Any, tmp_path: Path) ->
     )
     secrets.chmod(0o600)
     with dashboard(tmp_path / "home", tmp_path, "--secrets", str(secrets)) as started, tab(browser) as page:
+        document = page.request.get(started.url).text()
+        assert "secret-source" not in document
+        assert '<div id="first-view"' not in document
         for path in ("anomalies?alert=1", "overview", "data", ""):
             go(page, started, path)
             page.get_by_role("button", name="Sign in").wait_for()

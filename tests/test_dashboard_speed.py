@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
-import gzip
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
@@ -17,7 +18,7 @@ from starlette.testclient import TestClient
 from dashboard import bars, queries, upkeep
 from dashboard.assets import Assets, Shelf
 from dashboard.charts import describe_days
-from dashboard.text import plain, table
+from dashboard.server import at_once
 from tabdiff.store import Workspace
 from tabdiff.store.scores import Alert, Part
 from tabdiff.store.triage import Filter
@@ -134,7 +135,7 @@ def test_static_files_come_from_memory_as_they_are_on_disk() -> None:
         await send({"type": "http.response.start", "status": 404, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    browser = TestClient(Assets(beyond, shelf))
+    browser = TestClient(Assets(beyond, shelf, lambda: ""))
     name = next(name for name in shelf.files if name.startswith("/static/js/DataFrame."))
     expected = shelf.files[name].read_bytes()
     for coding in ("gzip", "identity"):
@@ -158,13 +159,79 @@ def test_static_files_come_from_memory_as_they_are_on_disk() -> None:
     assert passed
 
 
+def test_the_first_view_is_in_the_document_of_the_overview_only(caplog: pytest.LogCaptureFixture) -> None:
+    release, shelf = threading.Event(), Shelf()
+
+    async def beyond(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError(scope["path"])
+
+    def broken() -> str:
+        raise ValueError("no table")
+
+    def late() -> str:
+        release.wait(5)
+        return "LATE"
+
+    browser = TestClient(Assets(beyond, shelf, lambda: '<div id="first-view">7</div>'))
+    overview = browser.get("/")
+    assert '<div id="first-view">7</div><div id="root"></div>' in overview.text
+    assert overview.headers["cache-control"] == "no-store"
+    assert browser.get("/overview").url.path == "/"
+    assert 'first-view">7' not in browser.get("/anomalies").text
+    plain_document = browser.get("/anomalies").text
+    assert TestClient(Assets(beyond, shelf, broken)).get("/").text == plain_document
+    assert "no table" in caplog.text
+    try:
+        assert TestClient(Assets(beyond, shelf, late)).get("/").text == plain_document
+    finally:
+        release.set()
+
+
+def test_what_is_written_is_sent_at_once() -> None:
+    """The kernel keeps nothing back until the browser acknowledges what came before. Sockets are made as Streamlit makes them."""
+
+    class Quiet(asyncio.Protocol):
+        pass
+
+    class Prompt(asyncio.Protocol):
+        pass
+
+    at_once(Prompt)
+
+    async def delay(protocol: type[asyncio.Protocol]) -> bool:
+        met: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        class Telling(protocol):  # type: ignore[misc,valid-type]
+            def connection_made(self, transport: Any) -> None:
+                super().connection_made(transport)
+                connected = transport.get_extra_info("socket")
+                met.set_result(connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                transport.close()
+
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        server = await asyncio.get_running_loop().create_server(Telling, sock=listening)
+        async with server:
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            try:
+                return not await met
+            finally:
+                writer.close()
+
+    assert asyncio.run(delay(Quiet))  # if asyncio mends it, `at_once` can go
+    assert not asyncio.run(delay(Prompt))
+
+
 def test_the_document_names_what_pages_need_and_what_it_names_exists() -> None:
     shelf = Shelf()
-    document = gzip.decompress(shelf.load("/")).decode()
+    document = shelf.document().decode()
     original = (shelf.root / "index.html").read_text()
-    hints = document.replace("</head>", "", 1)
-    assert len(hints) > len(original)
-    named = {part.partition('"')[0] for part in document.split('href="./')[1:]}
+    assert len(document) > len(original)
+    assert document.index('rel="stylesheet"') < document.index("modulepreload") < document.index('<div id="root">')
+    now = {part.partition('"')[0] for part in document.split('href="./')[1:]}
+    later = {part.partition('"')[0] for part in document.split('"./')[1:]}
+    assert not any(name.startswith("static/js/DataFrame.") for name in now)  # it would hold up the first page
+    named = now | later
     assert {f"/{name}" for name in named if name.startswith("static/js")} <= set(shelf.files)
     for part in (
         "DataFrame",
@@ -173,7 +240,7 @@ def test_the_document_names_what_pages_need_and_what_it_names_exists() -> None:
         "Html",
     ):  # they were found under Streamlit's present names
         assert any(name.startswith(f"static/js/{part}.") for name in named), part
-    assert {"/overview", "/anomalies"} <= shelf.documents
+    assert {"/", "/anomalies"} <= shelf.documents
 
 
 def test_the_collector_leaves_what_was_put_aside(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,10 +265,3 @@ def test_bars_say_their_numbers() -> None:
     assert ">1.2k<" in drawn
     assert "none in this time" in describe_days(counts.with_columns(alerts=pl.lit(0)))
     assert bars.by_day(counts.head(0), "nothing")
-
-
-def test_a_table_of_text_keeps_its_cells_apart() -> None:
-    written = table([{"Name": plain("a|b"), "What": plain("**x**")}, {"Name": "", "What": plain("`c`\n| d")}])
-    lines = written.splitlines()
-    assert len(lines) == 4
-    assert all(line.replace("\\|", "").count("|") == 3 for line in lines)

@@ -119,7 +119,8 @@ def _queue(chosen: Filter) -> None:
     st.session_state["_numbers"] = [one["id"] for one in alerts]
     columns = {
         "When": st.column_config.DatetimeColumn(format="D MMM YYYY, HH:mm"),
-        "Because": st.column_config.TextColumn(width=330),
+        "Lasted": st.column_config.TextColumn(width=120),
+        "Because": st.column_config.TextColumn(width=300),
         "p-value": st.column_config.NumberColumn(format="%.2g"),
         "Score": st.column_config.NumberColumn(format="%.1f"),
     }
@@ -193,8 +194,8 @@ def _stories(chosen: Filter) -> None:
             who = ", ".join(f"{plain(name, 60)} ({times})" for name, times in story.entities[:4])
             left.markdown(f"**{_title(story)}**")
             left.caption(
-                f"{len(story.alerts)} alerts · {plain(state.local(first))} to {plain(state.local(last))}"
-                + (f" · {who}" if who else "")
+                f"{len(story.alerts)} alert{'s' if len(story.alerts) > 1 else ''} · {plain(state.local_span(first, last))}"
+                + f" · {who or plain(story.alerts[0]['source'], 60)}"
             )
             with right.popover(f"Judge {len(story.alerts)}", width="stretch"):
                 alert.verdict_form(story.numbers, f"story-{number}")
