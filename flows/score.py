@@ -23,7 +23,8 @@ def score(job: ScoreJob) -> dict[str, Any]:
     result = score_rows(job)
     by = f"{result['model']} version {result['version']}"
     log(
-        f"{count(result['rows'], 'new row')} scored by {by}, {result['flagged']} flagged; {count(result['alerts'], 'alert')}"
+        f"{count(result['rows'], 'new row')} scored by {by}, {result['flagged']} flagged; {count(result['alerts'], 'new alert')}"
+        + (f", {result['risen']} that went on became graver" if result["risen"] else "")
     )
     show_anomalies(workspace(), result["run"], job.source)
     if result["flagged"] or result["alerts"]:

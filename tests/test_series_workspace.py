@@ -524,6 +524,27 @@ def test_events_find_their_alerts() -> None:
     assert changed[7] == replace(run([told(10, 12, opened=True)], [])[0][0], open=False)
 
 
+@pytest.mark.parametrize(("further", "risen"), [(0.0, 0), (9.0, 1)])
+def test_an_event_that_becomes_graver_is_told_of_again(
+    workspace: Workspace, data: Path, further: float, risen: int
+) -> None:
+    frame = fleet(FITTED, 140)
+
+    def higher(by: float, begin: int) -> pl.Expr:
+        there = (pl.col("machine") == "right") & (pl.col("at") >= minute(FITTED + begin))
+        return pl.when(there).then(pl.col("level") + by).otherwise("level").alias("level")
+
+    frame = frame.with_columns(higher(1.6, 80)).with_columns(higher(further, 110))
+    frame[:220].write_parquet(data / "0.parquet")
+    first = score(workspace)
+    assert (first["alerts"], first["risen"]) == (1, 0)
+    (alert,) = workspace.triage.queue(ALL)
+    assert (alert["open"], alert["severity"]) == (True, "medium")
+    frame[220:].write_parquet(data / "1.parquet")
+    second = score(workspace)
+    assert (second["alerts"], second["risen"]) == (0, risen)
+
+
 # ------------------------------------------------------------------------------------------------------ around scoring
 
 

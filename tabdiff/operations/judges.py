@@ -41,6 +41,7 @@ class Outcome:
         model_id: the version that scored.
         state: of the stream from now on.
         changed: what open alerts of the stream are from now on.
+        risen: how many of these are of a higher severity than they were told of.
         late: rows that came too late to be scored.
     """
 
@@ -52,6 +53,7 @@ class Outcome:
     model_id: int
     state: bytes | None = None
     changed: Mapping[int, Alert] = field(default_factory=dict)
+    risen: int = 0
     late: int = 0
 
 

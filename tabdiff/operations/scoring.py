@@ -36,8 +36,8 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
         on_part: called after each part with the rows scored so far.
 
     Returns:
-        run, model, version, rule, verdicts (of how many the champion was told), rows, flagged, parts, alerts (new ones), late_scored (rows
-        among them that came late), late (rows that came too late to be scored), findings, new_findings (how many no run told of before,
+        run, model, version, rule, verdicts (of how many the champion was told), rows, flagged, parts, alerts (new ones), risen (open
+        events of a higher severity than they were told of), late_scored (rows among them that came late), late (rows that came too late to be scored), findings, new_findings (how many no run told of before,
         late rows included), and whether there is more.
 
     Raises:
@@ -50,7 +50,7 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
     with workspace.runs.start("score", f"{job.source}:{job.model}") as run:
         version = workspace.models.get(job.model)
         judge = _judge(workspace, job, source_id, spec, version)
-        total = dict.fromkeys(("rows", "flagged", "parts", "alerts", "late_scored", "new_findings"), 0)
+        total = dict.fromkeys(("rows", "flagged", "parts", "alerts", "risen", "late_scored", "new_findings"), 0)
         findings: list[Finding] = []
         more = False
         late = lost = 0
@@ -89,8 +89,8 @@ def score_new(workspace: Workspace, job: ScoreJob, *, on_part: Progress | None =
                         )
                         revision, rows, lost = revision + 1, rows + outcome.part.rows, 0
                         late += outcome.late
-                        done = (outcome.part.rows, outcome.flagged, 1, len(outcome.alerts))
-                        for name, number in zip(("rows", "flagged", "parts", "alerts"), done, strict=True):
+                        done = (outcome.part.rows, outcome.flagged, 1, len(outcome.alerts), outcome.risen)
+                        for name, number in zip(("rows", "flagged", "parts", "alerts", "risen"), done, strict=True):
                             total[name] += number
                     reader.advance(piece)
                     total["late_scored"] += piece.part.rows if is_late(piece) else 0

@@ -18,6 +18,7 @@ import polars as pl
 from tabdiff.operations.judges import plain
 from tabdiff.series import Grid
 from tabdiff.store.scores import Alert
+from tabdiff.store.triage import SEVERITIES
 
 _TEXT = 200  # characters of an entity
 
@@ -92,6 +93,15 @@ def settle(
         if alert["kind"] != "event" or border is None or alert["last_place"] < border:
             changed[alert["id"]] = closed(alert)
     return new, changed
+
+
+def risen(opened: Sequence[Mapping[str, Any]], changed: Mapping[int, Alert]) -> int:
+    """How many open alerts are of a higher severity now than they were told of: a fault may come while something slight goes on."""
+
+    def step(excess: float | None) -> int:
+        return sum((excess or 0.0) >= limit for limit in SEVERITIES.values())
+
+    return sum(step(changed[alert["id"]].excess) > step(alert["excess"]) for alert in opened if alert["id"] in changed)
 
 
 def closed(alert: Mapping[str, Any]) -> Alert:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from tabdiff.errors import BundleError, ConfigError, RuntimeUnavailable
 from tabdiff.operations.judges import Outcome
 from tabdiff.operations.new_rows import Finding, Piece
-from tabdiff.operations.series_alerts import closed
+from tabdiff.operations.series_alerts import closed, risen
 from tabdiff.operations.series_passes import SeriesPass, Taken
 from tabdiff.operations.stream_state import ENTITY, PLACE, Kept
 from tabdiff.series_model import SeriesModel
@@ -81,7 +82,8 @@ class SeriesJudge:
         self._tell_late(piece, taken)
         self._kept, self._state, self._made_by = taken.kept, taken.kept.to_bytes(), self.version.id
         self._rows += piece.part.rows
-        return [*ending, self._outcome(piece.part, piece.watermark, taken, self.version.id, self._state)]
+        outcome = self._outcome(piece.part, piece.watermark, taken, self.version.id, self._state)
+        return [*ending, replace(outcome, risen=risen(opened, taken.changed))]
 
     def _of_version(self, alert: dict[str, Any]) -> dict[str, Any]:
         return alert if alert["model_id"] == self.version.id else {**alert, "begun": alert["first_place"]}
