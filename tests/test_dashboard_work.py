@@ -15,7 +15,7 @@ import pytest
 from dashboard.jobs import FlowRun, Jobs
 from flows.deploy import ON_DEMAND, Plan, read_plan
 from tabdiff.errors import ConfigError, RuntimeUnavailable, StoreError
-from tabdiff.operations import MonitorJob, SynthesizeJob
+from tabdiff.operations import MonitorJob, ScoreJob, SynthesizeJob
 from tabdiff.store import Workspace
 from tests.browser import Dashboard, chromium, dashboard, settle, tab
 from tests.databases import free_port
@@ -33,6 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Iter
     (folder / "data").mkdir()
     orders(200, 0, seed=2).write_parquet(folder / "data" / "a.parquet")
     workspace.sources.add("orders", location=str(folder / "data"))
+    workspace.sources.add("unmounted", location=str(folder / "nowhere"))
     with prefect_server(workspace, folder) as started:
         yield started
 
@@ -73,7 +74,7 @@ def ended(jobs: Jobs, run: FlowRun) -> FlowRun:
 
 def test_from_start_to_end(serving: Server, jobs: Jobs) -> None:
     wait_for(lambda: not jobs.trouble())
-    impossible = jobs.start("synthesize", SynthesizeJob.of(model="absent"), author="ann")
+    impossible = jobs.start("score", ScoreJob.of(source="unmounted", model="orders"), author="ann")
     # Values that training never saw: no second try would help, so it fails at once, and says why.
     unseen = SynthesizeJob.of(model="orders", rows=10, given={"channel": "pigeon"}, sample={"steps": 2})
     failing = jobs.start("synthesize", unseen, author="bob")
