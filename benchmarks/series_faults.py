@@ -132,25 +132,29 @@ def fitted(table: pl.DataFrame, seed: int) -> SeriesModel:
     return fit_series(table, config, overrides={name: {"role": "feature"} for name in table.columns if name != "step"})
 
 
-def numbers(whole: pl.DataFrame) -> tuple[pl.DataFrame, int, int]:
-    """Sensors that are numbers, without gaps, and a fifth of the time in the middle, which no model is fitted to."""
-    sensors = whole.select([name for name in whole.columns if name.lower() not in NOT_SENSORS])
-    frame = sensors.select(pl.selectors.numeric().cast(pl.Float64)).with_columns(
-        pl.all().forward_fill().backward_fill(), pl.int_range(sensors.height).alias("step")
-    )
-    return frame, frame.height // 2, 7 * frame.height // 10
+def withheld(
+    data: Path, families: list[str], most: int
+) -> Iterator[tuple[str, pl.DataFrame, pl.DataFrame, list[str], SeriesModel]]:
+    """Of each recording: its sensors that are numbers, without gaps; a fifth of the time in the middle; which sensors move there; and a model of the rest."""
+    warnings.simplefilter("ignore")
+    for family, whole in recordings(data, families):
+        sensors = whole[:most].select([name for name in whole.columns if name.lower() not in NOT_SENSORS])
+        frame = sensors.select(pl.selectors.numeric().cast(pl.Float64)).with_columns(
+            pl.all().forward_fill().backward_fill(), pl.int_range(sensors.height).alias("step")
+        )
+        begin, end = frame.height // 2, 7 * frame.height // 10
+        part = frame[begin:end]
+        moving = [name for name in part.columns if name != "step" and part[name].n_unique() > 10]
+        if moving:
+            model = fitted(frame.filter(~pl.col("step").is_between(begin, end, closed="left")), 0)
+            yield family, frame, part, moving, model
 
 
 def events(data: Path, families: list[str], seeds: list[int], count: int, most: int, out: Path | None) -> None:
-    warnings.simplefilter("ignore")
     rows: list[dict[str, object]] = []
-    for family, whole in recordings(data, families):
-        frame, begin, end = numbers(whole[:most])
-        model = fitted(frame.filter(~pl.col("step").is_between(begin, end, closed="left")), 0)
-        part = frame[begin:end]
-        room = model.window // 2
-        moving = [name for name in part.columns if name != "step" and part[name].n_unique() > 10]
-        if not moving or part.height < 3 * room:
+    for family, frame, part, moving, model in withheld(data, families, most):
+        begin, room = part["step"][0], model.window // 2
+        if part.height < 3 * room:
             continue
         for seed in seeds:
             rng = np.random.default_rng(seed)
@@ -182,20 +186,14 @@ def beside(truth: np.ndarray, read: np.ndarray, band: list[np.ndarray], spread: 
 
 
 def expected(data: Path, families: list[str], seeds: list[int], count: int, most: int, out: Path | None) -> None:
-    warnings.simplefilter("ignore")
     rows: list[dict[str, object]] = []
-    for family, whole in recordings(data, families):
-        frame, begin, end = numbers(whole[:most])
-        model = fitted(frame.filter(~pl.col("step").is_between(begin, end, closed="left")), 0)
-        part = frame[begin:end]
-        moving = [name for name in part.columns if name != "step" and part[name].n_unique() > 10]
-        room = 8
+    room = 8
+    for family, frame, part, moving, model in withheld(data, families, most):
         if len(moving) < 2 or part.height < 3 * room:
             continue
         spread = {name: float(frame[name].to_numpy().std()) for name in moving}
         truth = {name: part[name].to_numpy() for name in moving}
         quiet = model.score(part).expected
-
         for name, read in truth.items():
             band = [quiet[f"{name}{end}"].to_numpy() for end in ("", "_low", "_high")]
             rows.append({"family": family, "sensor": "no fault", **beside(read, read, band, spread[name])})

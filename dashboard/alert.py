@@ -118,9 +118,8 @@ def show(number: int) -> None:
 def _sentence(value: Any, low: Any, high: Any, expected: Any) -> str:
     said = plain(value, 60)
     if low is not None and high is not None:
-        if (
-            isinstance(value, int | float) and low <= value <= high
-        ):  # what carries a score is odd beside the others, not always by itself
+        # What carries a score is odd beside the others, not always by itself.
+        if isinstance(value, int | float) and low <= value <= high:
             return f"is **{said}**, within the {plain(about(low), 60)} to {plain(about(high), 60)} that would be expected from the rest of the row"
         return f"is **{said}**; from the rest of the row {plain(about(low), 60)} to {plain(about(high), 60)} would be expected"
     return f"is **{said}**; from the rest of the row {plain(about(expected), 60)} would be expected"

@@ -210,14 +210,14 @@ def expect_places(
     At an unusual place the sensors that carry it are not believed where evidence against them is out of the ordinary: else what a broken sensor
     pulls along would be told as expected, of the others and of itself. Half of the sensors are believed in any case, as the rest is judged by them.
     """
-    count, owner = len(judged.score), len(expectation.codec.columns)
+    count, columns = len(judged.score), len(expectation.codec.columns)
     if not count or len(raw) < expectation.steps:
         nothing = np.full((count, expectation.width), np.nan)
         return nothing, nothing
     expected = expectation.given_others(raw)[past : past + count]
     ratio = np.ones_like(expected)
     carry = judged.contributions[judged.unusual]
-    order = np.argsort(-carry, axis=1, kind="stable")[:, : max(1, min(_DISBELIEVED, owner // 2))]
+    order = np.argsort(-carry, axis=1, kind="stable")[:, : max(1, min(_DISBELIEVED, columns // 2))]
     suspected = np.zeros(carry.shape, dtype=bool)
     np.put_along_axis(suspected, order, True, axis=1)
     suspected &= carry >= _LEAST_PART * carry.max(axis=1, keepdims=True, initial=0.0)
